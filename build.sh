@@ -1,0 +1,179 @@
+#!/usr/bin/env bash
+# Builds and tests tattle. Needs Python 3.9 or newer with venv and pip, and installs nothing outside
+# this checkout (but for `test` and `demo` run by root: see system_packages).
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'EOF'
+Usage: ./build.sh [COMMAND]
+
+  (none)              build dist/tattle and dist/tattle.sha256
+  test [ARGUMENT …]   build, then lint, check types and run the tests; arguments go to pytest
+  demo                build, then show a login and a logout arriving at a stand-in for EventBridge
+  bench [ARGUMENT …]  build, then measure
+  lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
+
+PYTHON=… chooses the Python that builds and runs the tests. The bytes built are the same with any.
+EOF
+}
+
+say() { printf 'build.sh: %s\n' "$*" >&2; }
+die() { say "$@"; exit 1; }
+
+can_build() { "$1" -Ic 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; }
+
+# Sets $python: $PYTHON, or else the first of the machine's that will do.
+find_python() {
+    local names=(python3 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3)
+    if [[ -n ${PYTHON:-} ]]; then names=("$PYTHON"); fi
+    for python in "${names[@]}"; do
+        if can_build "$python"; then return; fi
+    done
+    say "no Python 3.9 or newer that has venv and pip (looked for: ${names[*]}). Install one:"
+    say "  Debian, Ubuntu:        apt-get install python3-venv"
+    die "  Amazon Linux, Fedora:  dnf install python3 python3-pip"
+}
+
+# pip as the machine has it set up (index, proxy, CA), but for what would install to another place.
+pip_install() {
+    env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_CONSTRAINT PIP_USER=0 \
+        "$1/bin/python" -Im pip install -qq --disable-pip-version-check "${@:2}"
+}
+
+# venv FOLDER LOCK WHAT: makes the venv, unless it stands and was made of this lock with this Python.
+venv() {
+    local folder=$1 lock=$2 what=$3 made_from
+    made_from="$("$python" -Ic 'import sys; print(sys.executable, sys.version)'; cat "$lock")"
+    if [[ -f $folder/made-from && $(<"$folder/made-from") == "$made_from" ]]; then return; fi
+    say "installing $what …"
+    rm -rf "$folder"
+    "$python" -Im venv "$folder"
+    # --no-deps: the lock is complete; --only-binary: no setup.py runs, with tools that no hash names.
+    pip_install "$folder" --require-hashes --no-deps --only-binary :all: -r "$lock"
+    printf '%s\n' "$made_from" >"$folder/made-from"
+}
+
+build() {
+    find_python
+    venv .venv requirements.lock "build tools"
+    .venv/bin/python -I src/pack.py
+}
+
+test_tools() { venv .venv-test tests/requirements.lock "test tools"; }
+
+# The environment of the machine (AWS_*, *_PROXY, *_CA_BUNDLE, PYTHON*, …) must not reach the tests.
+clean() {
+    local name kept=()
+    for name in PATH HOME USER LANG LC_ALL TERM TMPDIR CI; do
+        if [[ -v $name ]]; then kept+=("$name=${!name}"); fi
+    done
+    env -i "${kept[@]}" "$@"
+}
+
+# The tests log in through a real sshd, and count system calls with strace. Root gets the missing
+# ones from apt; nobody else does, and nobody where systemd runs, as that would start an SSH server.
+system_packages() {
+    local missing=()
+    PATH=$PATH:/usr/sbin:/sbin
+    command -v sshd >/dev/null || missing+=(openssh-server)
+    command -v ssh >/dev/null || missing+=(openssh-client)
+    command -v strace >/dev/null || missing+=(strace)
+    command -v systemd-analyze >/dev/null || missing+=(systemd)
+    if [[ ${#missing[@]} == 0 ]]; then return; fi
+    if [[ $EUID != 0 || -d /run/systemd/system ]] || ! command -v apt-get >/dev/null; then
+        say "not installed: ${missing[*]}. What needs them is skipped."
+        return
+    fi
+    say "installing ${missing[*]} …"
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # 1: invoke-rc.d starts no service
+    apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+        apt-get update -qq >/dev/null
+        apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+    }
+}
+
+run_tests() {
+    local bin=$PWD/.venv-test/bin
+    say "checking style and types …"
+    clean "$bin/ruff" check --quiet src tests
+    clean "$bin/ruff" format --check --quiet src tests
+    clean "$bin/python" -m mypy --no-error-summary
+    clean "$bin/shellcheck" build.sh .ci/run
+    clean "$bin/python" -m pytest "$@"
+}
+
+# Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.
+lock() {
+    find_python
+    local work
+    work=$(mktemp -d)
+    # shellcheck disable=SC2064
+    trap "rm -rf '$work'" EXIT
+    say "installing uv …"
+    "$python" -Im venv "$work/venv"
+    pip_install "$work/venv" uv
+    resolve() {
+        "$work/venv/bin/uv" pip compile --quiet --universal --python-version 3.9 \
+            --generate-hashes --no-header --no-emit-index-url --python "$work/venv/bin/python" \
+            pyproject.toml "$@"
+    }
+    say "resolving …"
+    {
+        cat <<'EOF'
+# What dist/tattle is made of, and what makes it: `./build.sh` installs exactly these, with --no-deps.
+# Written by `./build.sh lock` from pyproject.toml; review the difference before you commit it.
+#
+# urllib3 2.6 is deliberate. botocore's metadata asks for 1.26 on Python 3.9; 2.6 runs there as well,
+# 2.x is the maintained series, and one artifact for all Pythons can hold but one urllib3.
+#
+# zopfli comes twice since no one version has wheels for 3.9 and for 3.13; both compress to the same
+# bytes. (pip and setuptools, which shiv's metadata names, are not used: shiv installs nothing here.)
+EOF
+        resolve --group build --no-emit-package pip --no-emit-package setuptools
+    } >"$work/requirements.lock"
+    mv "$work/requirements.lock" requirements.lock
+    {
+        cat <<'EOF'
+# The tools that test tattle, with the very run-time packages of ../requirements.lock.
+# Written by `./build.sh lock` from pyproject.toml; review the difference before you commit it.
+EOF
+        resolve --group test --constraint requirements.lock
+    } >"$work/tests.lock"
+    mv "$work/tests.lock" tests/requirements.lock
+}
+
+command=${1:-build}
+if [[ $# -gt 0 ]]; then shift; fi
+case $command in
+build)
+    build
+    ;;
+test)
+    build
+    system_packages
+    test_tools
+    run_tests "$@"
+    ;;
+demo)
+    build
+    system_packages
+    test_tools
+    clean .venv-test/bin/python tests/demo.py "$@"
+    ;;
+bench)
+    build
+    test_tools
+    clean .venv-test/bin/python tests/bench "$@"
+    ;;
+lock)
+    lock
+    ;;
+help | -h | --help)
+    usage
+    ;;
+*)
+    usage >&2
+    exit 64
+    ;;
+esac
