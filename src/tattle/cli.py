@@ -1,0 +1,96 @@
+"""The command line: the smoke test, `tattle flush`, `tattle check`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+
+from tattle import EX_SOFTWARE, EX_TEMPFAIL, TattleError, __version__, one_line
+from tattle.unpack import unpack
+
+ATTEMPTS = 2  # calls in the foreground, where somebody waits:
+TIMEOUT = 3.0  # seconds for a connection and for an answer; with IMDS below ten for the worst case
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says and return the exit status."""
+    options = parser().parse_args(arguments)
+    if options.debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    try:
+        return int(options.command(options))
+    except TattleError as error:
+        print(f"tattle: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        fault = one_line(f"{type(error).__name__}: {error}")
+        print(f"tattle: a defect of tattle's: {fault} (--debug says more)", file=sys.stderr)
+        return EX_SOFTWARE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="tattle",
+        description="Report SSH logins and logouts to Amazon EventBridge. Without a command: the smoke"
+        " test, which publishes the session that PAM_TYPE, PAM_USER and PAM_RHOST tell of.",
+    )
+    top.add_argument("--version", action="version", version=f"tattle {__version__}")
+    top.add_argument("--debug", action="store_true", help="say what happens on the way")
+    top.add_argument("--dry-run", action="store_true", help="print the event, send nothing")
+    top.set_defaults(command=smoke_test)
+    commands = top.add_subparsers(title="commands", metavar="")
+    flushing = commands.add_parser("flush", help="send what waits in the spool")
+    flushing.set_defaults(command=flush)
+    return top
+
+
+def smoke_test(options: argparse.Namespace) -> int:
+    """Publish the session event that the caller's environment tells of."""
+    from tattle.pam import parse
+
+    variables = b"\0".join(
+        name + b"=" + value for name, value in os.environb.items() if name.startswith(b"PAM_")
+    )
+    session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
+    unpack()
+    from tattle.config import load
+    from tattle.events import Publisher
+
+    publisher = Publisher(load(), ATTEMPTS, TIMEOUT)
+    entry = publisher.entry(session, verified=True)
+    if options.dry_run:
+        print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
+        return 0
+    (result,) = publisher.publish([entry])
+    if result.error:
+        raise result.error
+    print(f"sent: session {session.state} for {one_line(session.pam['PAM_USER'])}, event id", result.event_id)
+    return 0
+
+
+def flush(options: argparse.Namespace) -> int:
+    """Send what waits in the spool, and say how that went."""
+    from tattle import deliver
+
+    last = time.monotonic()
+
+    def progress(delivered: int, remaining: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            print(f"{delivered} delivered, {remaining} remain …", file=sys.stderr, flush=True)
+
+    delivered, remaining, error = deliver.flush(progress)
+    print(f"{delivered} delivered, {remaining} remain")
+    if remaining and error:
+        print(f"tattle: {error}", file=sys.stderr)
+    return EX_TEMPFAIL if remaining else 0

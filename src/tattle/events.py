@@ -1,0 +1,208 @@
+"""What is said, and saying it: session event + instance → PutEvents entry; publishing a batch.
+
+https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import botocore.exceptions as aws
+from botocore.config import Config as ClientConfig
+from botocore.credentials import InstanceMetadataProvider
+from botocore.parsers import ResponseParserError
+from botocore.session import Session as AwsSession
+
+from tattle import (
+    EX_CONFIG,
+    EX_DATAERR,
+    EX_NOPERM,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    TattleError,
+    __version__,
+)
+from tattle.config import Config
+from tattle.detail import detail
+from tattle.imds import ATTEMPTS, DOMAIN, PARTITION, TAG, TIMEOUT, IdentityDocument, Metadata
+from tattle.pam import Session
+
+SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
+# PutEventsResultEntry: what no later try can change. Permissions and names can be mended.
+FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
+TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
+OUR_FAULT = ("ResourceNotFoundException", "NotAuthorizedForSource", "NotAuthorizedForDetailType")
+DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
+
+Entry = dict[str, Any]
+
+
+class Result(NamedTuple):
+    """What EventBridge said of one entry: its id, or why not."""
+
+    event_id: str
+    error: TattleError | None
+
+
+class Publisher:
+    """EventBridge and the instance whose events it is told, for one configuration."""
+
+    def __init__(self, config: Config, attempts: int, timeout: float) -> None:
+        """Find out who and where this instance is. timeout in seconds. Raises TattleError."""
+        self.config = config
+        with _faults():
+            self.aws = AwsSession(
+                session_vars={
+                    "metadata_service_timeout": _setting("metadata_service_timeout", TIMEOUT),
+                    "metadata_service_num_attempts": _setting(
+                        "metadata_service_num_attempts", ATTEMPTS
+                    ),
+                }
+            )
+            self.aws.user_agent_extra = f"tattle/{__version__}"
+            self.aws.set_config_variable("ec2_metadata_v1_disabled", True)
+            self.metadata = Metadata(self.aws)
+            self.document = IdentityDocument() if config.resource else self.metadata.identity()
+            self.region = config.region or self.document.get("region") or self._aws_region()
+            self.resource = config.resource or self._arn()
+            self.client = self._client(attempts, timeout)
+        self._tags: dict[str, str | None] = {}
+
+    def entry(self, session: Session, verified: bool) -> Entry:
+        """Return the PutEvents entry for a session event. Raises TattleError if it is too large."""
+        config = self.config.of(session.pam.get("PAM_SERVICE"))
+        seconds = int(session.moment["TATTLE_TIME"]) // 10**9
+        entry: Entry = {
+            "Time": datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc),
+            "Source": config.source,
+            "Resources": [self.resource],
+            "DetailType": config.detail_type,
+            "Detail": detail(session, config.fields, self.document, self.tag, verified),
+        }
+        if config.event_bus:
+            entry["EventBusName"] = config.event_bus
+        if entry_size(entry) > SIZE_LIMIT:
+            fault = f"this event has {entry_size(entry)} bytes, EventBridge takes {SIZE_LIMIT}"
+            raise TattleError(fault, EX_DATAERR)
+        return entry
+
+    def publish(self, entries: list[Entry]) -> list[Result]:
+        """Send at most ten entries and return what became of each, in their order.
+
+        Raises TattleError if the call as a whole did not succeed.
+        """
+        try:
+            with _faults(self.metadata):
+                answer = self.client.put_events(Entries=entries)
+            told = [
+                Result(said.get("EventId", ""), _entry_error(said)) for said in answer["Entries"]
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError):  # botocore's, over rubbish
+            told = []
+        if len(told) != len(entries):
+            raise TattleError("EventBridge's answer makes no sense", EX_UNAVAILABLE)
+        return told
+
+    def tag(self, name: str) -> str | None:
+        """Return the value of an instance tag, None where tags are off or there is no such tag."""
+        if name not in self._tags:
+            self._tags[name] = None if self.config.resource else self.metadata.get(TAG + name)
+        return self._tags[name]
+
+    def _aws_region(self) -> str:
+        region = self.aws.get_config_variable("region")
+        if not region:
+            raise TattleError("no region: set `region` next to `resource`", EX_CONFIG)
+        return str(region)
+
+    def _arn(self) -> str:
+        region, account = self.document["region"], self.document["accountId"]
+        try:
+            partition = self.aws.get_partition_for_region(region)
+        except aws.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
+            partition = self.metadata.get(PARTITION) or "aws"
+        return f"arn:{partition}:ec2:{region}:{account}:instance/{self.document['instanceId']}"
+
+    def _endpoint(self) -> str | None:
+        if self.config.endpoint_url:
+            return self.config.endpoint_url
+        try:
+            self.aws.get_partition_for_region(self.region)
+        except aws.UnknownRegionError:
+            domain = None if self.config.resource else self.metadata.get(DOMAIN)
+            return f"https://events.{self.region}.{domain}" if domain else None
+        return None
+
+    def _client(self, attempts: int, timeout: float) -> Any:
+        credentials = self.aws.get_component("credential_provider")
+        credentials.insert_before("iam-role", InstanceMetadataProvider(self.metadata))
+        config = self.config
+        return self.aws.create_client(
+            "events",
+            region_name=self.region,
+            endpoint_url=self._endpoint(),
+            verify=config.ca_bundle,
+            config=ClientConfig(
+                connect_timeout=timeout,
+                read_timeout=timeout,
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                proxies={"http": config.proxy, "https": config.proxy} if config.proxy else None,
+                use_fips_endpoint=config.use_fips,
+                use_dualstack_endpoint=config.use_dualstack,
+            ),
+        )
+
+
+def entry_size(entry: Entry) -> int:
+    """Return an entry's size in bytes as EventBridge counts it.
+
+    https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-putevents.html#eb-putevent-size
+    """
+    texts = [entry["Source"], entry["DetailType"], entry["Detail"], *entry["Resources"]]
+    return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
+
+
+def _setting(name: str, default: int) -> tuple[str, str, int, type]:
+    return (name, "AWS_" + name.upper(), default, int)
+
+
+def _entry_error(said: dict[str, str]) -> TattleError | None:
+    code = said.get("ErrorCode")
+    if not code and said.get("EventId"):
+        return None
+    message = f"EventBridge rejected the event: {code}: {said.get('ErrorMessage', '')}"
+    return TattleError(message, _status(code or "", 200))
+
+
+def _status(code: str, http: int) -> int:
+    """Return the exit status for an error code of EventBridge or STS."""
+    if any(word in code for word in TRY_LATER) or http == 429 or http >= 500:
+        return EX_TEMPFAIL
+    if code.startswith(OUR_FAULT):
+        return EX_CONFIG
+    return EX_DATAERR if code.startswith(DATA_FAULT) or http == 413 else EX_NOPERM
+
+
+@contextlib.contextmanager
+def _faults(metadata: Metadata | None = None) -> Iterator[None]:
+    """Turn what botocore raises into what a person can act on."""
+    try:
+        yield
+    except aws.ClientError as error:
+        said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        status = _status(said.get("Code", ""), http)
+        message = f"EventBridge: {said.get('Code', http)}: {said.get('Message', '')}"
+        if status == EX_NOPERM:
+            message += " (does the role allow events:PutEvents? is the clock right?)"
+        raise TattleError(message, status) from error
+    except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
+        told = metadata.fault() if metadata else str(e)
+        status = EX_NOPERM if metadata and metadata.reachable() else EX_UNAVAILABLE
+        raise TattleError(f"no credentials: {told}", status) from e
+    except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
+        raise TattleError(f"EventBridge can't be reached: {error}", EX_UNAVAILABLE) from error
+    except aws.BotoCoreError as error:
+        raise TattleError(f"configuration: {error}", EX_CONFIG) from error

@@ -1,0 +1,80 @@
+"""Put botocore within reach: shiv's bootstrap unpacks what the archive brings, once for each build.
+
+Never on the login's path: this is the deliverer's and the command line's business.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from zipimport import zipimporter
+
+import tattle
+from tattle import EX_UNAVAILABLE, TattleError
+from tattle.spool import private_folder
+
+COMPLETE = ".complete"  # written last: without it a power cut may have left empty files
+
+
+def unpack() -> None:
+    """Make botocore importable. Raises TattleError if there is no place to unpack it to."""
+    loader = tattle.__loader__
+    if not isinstance(loader, zipimporter):
+        return  # installed by pip, which brought botocore
+    archive, build = loader.archive, json.loads(loader.get_data("environment.json"))["build_id"]
+    if any(path.endswith(f"/{build}/site-packages") for path in sys.path):
+        return
+    faults = []
+    for root in caches():
+        try:
+            site = unpacked(archive, root, build)
+        except (OSError, TattleError) as error:
+            faults.append(f"{root}: {error}")
+        else:
+            sys.path.insert(1, str(site))
+            return
+    raise TattleError(f"can't unpack botocore: {'; '.join(faults)}", EX_UNAVAILABLE)
+
+
+def caches() -> "list[Path]":
+    """Return the folders to unpack to, best first. No environment variable has a say in it."""
+    if os.geteuid() == 0:
+        return [Path("/var/cache/tattle"), Path("/run/tattle")]  # /run: when /var is full or read-only
+    import pwd
+
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    (home / ".cache").mkdir(0o700, exist_ok=True)
+    return [home / ".cache" / "tattle"]
+
+
+def unpacked(archive: str, root: Path, build: str) -> Path:
+    """Return the build's site-packages below root, unpacked whole and on disk."""
+    folder = private_folder(str(root))
+    try:
+        target = root / build
+        if not (target / COMPLETE).exists():
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if not (target / COMPLETE).exists():
+                extract(archive, target)
+        return target / "site-packages"
+    finally:
+        os.close(folder)
+
+
+def extract(archive: str, target: Path) -> None:
+    """Unpack with shiv, have it on disk, and only then say so; remove what other builds left."""
+    from _bootstrap import extract_site_packages
+
+    with zipfile.ZipFile(archive) as file:
+        extract_site_packages(file, target, force=True)
+    for path in [*target.rglob("*"), target]:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+    (target / COMPLETE).touch(0o600)
+    for other in target.parent.iterdir():
+        if other.name != target.name:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
