@@ -1,0 +1,70 @@
+#!/bin/sh
+# What the throwaway instance's first process does, in namespaces of its own (see instance.py): make
+# every folder that a login or tattle writes to private and the rest read-only, give the metadata
+# service's addresses to lo, and then adopt and reap orphans until it is killed.
+#
+# usage: instance_setup.sh HOSTNAME BOOT_ID_FILE SYSLOG_SOCKET [SPOOL_FOLDER]
+# Prints its process id as seen from outside, then "ready".
+set -eu
+hostname=$1 boot_id=$2 syslog=$3 spool=${4-}
+
+read -r pid _ </proc/self/stat # this is still the outer /proc
+echo "$pid"
+
+hostname "$hostname"
+ip -batch - <<'EOF'
+link set lo up
+address add 169.254.169.254/32 dev lo
+address add 1.2.3.4/32 dev lo
+EOF
+if [ -e /proc/net/if_inet6 ]; then
+    ip address add fd00:ec2::254/128 dev lo nodad || true
+    ip address add 2001:db8::1/128 dev lo nodad || true
+fi
+
+mount -t proc proc /proc
+mount --bind "$boot_id" /proc/sys/kernel/random/boot_id
+
+# /dev, assembled at /mnt while the machine's own is still there
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir /mnt/pts /mnt/shm
+for device in null zero full random urandom tty; do
+    : >/mnt/$device
+    mount --bind /dev/$device /mnt/$device
+done
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts /mnt/pts
+mount -t tmpfs -o mode=1777 tmpfs /mnt/shm
+ln -s pts/ptmx /mnt/ptmx
+ln -s /proc/self/fd /mnt/fd
+ln -s fd/0 /mnt/stdin
+ln -s fd/1 /mnt/stdout
+ln -s fd/2 /mnt/stderr
+: >/mnt/log
+mount --bind "$syslog" /mnt/log
+mount --move /mnt /dev
+
+mount -t tmpfs -o mode=755 tmpfs /mnt
+cp -a /etc/. /mnt
+mount --move /mnt /etc
+
+mount -o remount,bind,ro /
+if [ -n "$spool" ]; then
+    mount --bind "$spool" /var/spool
+else
+    mount -t tmpfs -o mode=755 tmpfs /var/spool
+fi
+for folder in /home /run /var/cache /var/log /usr/local/bin; do
+    mount -t tmpfs -o mode=755 tmpfs $folder
+done
+mount -t tmpfs -o mode=700 tmpfs /root
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp
+mkdir -m 755 /run/sshd
+
+cd /
+echo ready
+exec >/dev/null 2>&1
+while :; do
+    sleep infinity &
+    wait # reaps whatever is left to this process, so that its CPU time can be read here
+done

@@ -1,0 +1,288 @@
+"""A strict IMDSv2 server: what 169.254.169.254 is on an instance where version 2 is required.
+
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
+By hand: `python tests/standins/imds.py --port 8111`, then `curl localhost:8111/_log`, and
+`curl localhost:8111/_control -d '{"fault": 500}'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from standins import ROLE_CREDENTIALS, RoleCredentials
+from standins.server import Answer, Asked, Settings, StandIn, bind, recorded, serve
+
+TOKEN_PATH = "/latest/api/token"
+TOKEN_HEADER = "x-aws-ec2-metadata-token"
+TOKEN_TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
+LONGEST_TOKEN_TTL_SECONDS = 21600
+
+IDENTITY_PATH = "/latest/dynamic/instance-identity/document"
+CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
+TAGS_PATH = "/latest/meta-data/tags/instance/"
+RUBBISH = b"\x00<html>\xff not what was asked for"
+
+
+def identity_document(**changes: Any) -> dict[str, Any]:
+    """An instance's identity document; a change to None leaves that key out.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
+    """
+    document: dict[str, Any] = {
+        "accountId": "012345678901",
+        "architecture": "x86_64",
+        "availabilityZone": "us-east-1b",
+        "billingProducts": None,
+        "devpayProductCodes": None,
+        "marketplaceProductCodes": None,
+        "imageId": "ami-0abcdef1234567890",
+        "instanceId": "i-abc123abc123",
+        "instanceType": "t4g.micro",
+        "kernelId": None,
+        "pendingTime": "2026-01-02T03:04:05Z",
+        "privateIp": "10.0.0.5",
+        "ramdiskId": None,
+        "region": "us-east-1",
+        "version": "2017-09-30",
+    }
+    for key, value in changes.items():
+        if value is None:
+            del document[key]
+        else:
+            document[key] = value
+    return document
+
+
+def role_credentials(
+    keys: RoleCredentials = ROLE_CREDENTIALS, lifetime: float = 6 * 3600, **changes: Any
+) -> dict[str, Any]:
+    """What security-credentials/ROLE answers; `lifetime` in seconds from now, negative if expired.
+    A change to None leaves that key out."""
+    document: dict[str, Any] = {
+        "Code": "Success",
+        "LastUpdated": _timestamp(time.time()),
+        "Type": "AWS-HMAC",
+        "AccessKeyId": keys.access_key_id,
+        "SecretAccessKey": keys.secret_access_key,
+        "Token": keys.session_token,
+        "Expiration": _timestamp(time.time() + lifetime),
+        **changes,
+    }
+    return {key: value for key, value in document.items() if value is not None}
+
+
+ROLE_NOT_ASSUMABLE = {
+    "Code": "AssumeRoleUnauthorizedAccess",
+    "Message": "EC2 cannot assume the role tattle. Please see documentation at "
+    "https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html"
+    "#troubleshoot_iam-ec2_errors-info-doc.",
+    "LastUpdated": "2026-01-02T03:04:05Z",
+}
+"""The credentials of a role whose trust policy leaves EC2 out."""
+
+
+@dataclass(frozen=True)
+class ImdsSettings(Settings):
+    """Faults, besides Settings': "rubbish" (200 with a body that is none), "empty" (200, no body),
+    or an HTTP status. `fault_path`: only paths that begin so are faulty."""
+
+    fault_path: str = "/"
+    document: Mapping[str, Any] | bytes = field(default_factory=identity_document)
+    """The identity document; bytes are served as they are."""
+    role: str | None = "tattle"
+    """The instance profile's role; None for an instance without one."""
+    credentials: Mapping[str, Any] | bytes | None = None
+    """What the role's path answers; None: good ones, valid for six hours from each request."""
+    tags: Mapping[str, str] | None = None
+    """The instance's tags; None where tags are not enabled in the metadata."""
+
+
+@dataclass(frozen=True)
+class ImdsRequest:
+    """One request, as it was and as it was answered."""
+
+    method: str
+    path: str
+    had_token: bool
+    """It carried a token, valid or not."""
+    status: int
+    arrived: float
+    """time.monotonic()"""
+    headers: Mapping[str, str]
+
+
+class Imds(StandIn[ImdsSettings]):
+    banner = "EC2ws"
+
+    def __init__(self, *sockets: socket.socket, **settings: Any) -> None:
+        super().__init__(ImdsSettings(**settings), *sockets)
+        self._tokens: dict[str, float] = {}  # to the time.monotonic() of its expiry
+        self._requests: list[ImdsRequest] = []
+
+    def requests(self) -> list[ImdsRequest]:
+        with self._changed:
+            return list(self._requests)
+
+    def expire_tokens(self) -> None:
+        """Have every token that was handed out expire now."""
+        with self._changed:
+            self._tokens.clear()
+
+    def clear(self) -> None:
+        super().clear()
+        with self._changed:
+            self._requests.clear()
+
+    def log(self) -> dict[str, Any]:
+        return {"requests": recorded(self.requests())}
+
+    def hangs_at_connect(self) -> bool:
+        return super().hangs_at_connect() and self.settings.fault_path == "/"
+
+    def answer(self, asked: Asked) -> Answer:
+        try:
+            answer = self._answer(asked)
+        except Exception:
+            self._record(asked, 0)
+            raise
+        self._record(asked, answer.status)
+        self.sleep(self.settings.delay)
+        return answer
+
+    def _record(self, asked: Asked, status: int) -> None:
+        with self._changed:
+            self._requests.append(
+                ImdsRequest(
+                    method=asked.method,
+                    path=asked.path,
+                    had_token=TOKEN_HEADER in asked.headers,
+                    status=status,
+                    arrived=asked.arrived,
+                    headers=dict(asked.headers),
+                )
+            )
+            self._changed.notify_all()
+
+    def _answer(self, asked: Asked) -> Answer:
+        fault = self.settings.fault if asked.path.startswith(self.settings.fault_path) else None
+        if fault is not None:
+            return self._fail(fault)
+        if asked.path == TOKEN_PATH:
+            return self._issue_token(asked)
+        if asked.method != "GET":
+            return _error(405, "Method Not Allowed")
+        with self._changed:
+            expiry = self._tokens.get(asked.headers.get(TOKEN_HEADER, ""), 0.0)
+        if expiry <= time.monotonic():
+            return _error(401, "Unauthorized")
+        return self._look_up(asked.path)
+
+    def _fail(self, fault: str | int) -> Answer:
+        if isinstance(fault, int):
+            return _error(fault, "Fault")
+        if fault == "rubbish":
+            return Answer(200, RUBBISH)
+        if fault == "empty":
+            return Answer(200)
+        return self.fail_in_transit(fault)
+
+    def _issue_token(self, asked: Asked) -> Answer:
+        if asked.method != "PUT":
+            return _error(405, "Method Not Allowed")
+        if "x-forwarded-for" in asked.headers:
+            return _error(403, "Forbidden")  # someone's open proxy, not the instance
+        ttl = asked.headers.get(TOKEN_TTL_HEADER, "")
+        if not (ttl.isdecimal() and 1 <= int(ttl) <= LONGEST_TOKEN_TTL_SECONDS):
+            return _error(400, "Bad Request")
+        token = secrets.token_urlsafe(40) + "=="
+        with self._changed:
+            self._tokens[token] = time.monotonic() + int(ttl)
+        return Answer(200, token.encode(), headers={TOKEN_TTL_HEADER: ttl})
+
+    def _look_up(self, path: str) -> Answer:
+        if path == IDENTITY_PATH:
+            return _text(self.settings.document)
+        if path.startswith(CREDENTIALS_PATH):
+            return self._look_up_role(path[len(CREDENTIALS_PATH) :])
+        if path.startswith(TAGS_PATH) and self.settings.tags is not None:
+            name = path[len(TAGS_PATH) :]
+            if not name:
+                return _text("\n".join(self.settings.tags).encode())
+            if name in self.settings.tags:
+                return _text(self.settings.tags[name].encode())
+        leaf = path[len("/latest/meta-data/") :] if path.startswith("/latest/meta-data/") else ""
+        metadata = self._metadata()
+        return _text(metadata[leaf].encode()) if leaf in metadata else _error(404, "Not Found")
+
+    def _look_up_role(self, role: str) -> Answer:
+        if self.settings.role is None or role not in ("", self.settings.role):
+            return _error(404, "Not Found")
+        if not role:
+            return _text(self.settings.role.encode())
+        credentials = self.settings.credentials
+        return _text(role_credentials() if credentials is None else credentials)
+
+    def _metadata(self) -> dict[str, str]:
+        """The leaves under /latest/meta-data/ that follow from the identity document."""
+        document = self.settings.document
+        if isinstance(document, bytes):
+            return {}
+        address = document.get("privateIp", "")
+        region = document.get("region", "")
+        hostname = f"ip-{address.replace('.', '-')}.{region}.compute.internal"
+        return {
+            "ami-id": document.get("imageId", ""),
+            "hostname": hostname,
+            "instance-id": document.get("instanceId", ""),
+            "instance-type": document.get("instanceType", ""),
+            "local-hostname": hostname,
+            "local-ipv4": address,
+            "placement/availability-zone": document.get("availabilityZone", ""),
+            "placement/region": region,
+            "services/domain": "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com",
+        }
+
+
+def _text(content: Mapping[str, Any] | bytes) -> Answer:
+    body = content if isinstance(content, bytes) else json.dumps(content, indent=2).encode()
+    return Answer(200, body)
+
+
+def _error(status: int, title: str) -> Answer:
+    page = (
+        '<?xml version="1.0" encoding="iso-8859-1"?>\n'
+        '<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">\n'
+        f" <head>\n  <title>{status} - {title}</title>\n </head>\n"
+        f" <body>\n  <h1>{status} - {title}</h1>\n </body>\n</html>\n"
+    )
+    return Answer(status, page.encode(), "text/html")
+
+
+def _timestamp(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A strict IMDSv2 server.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    arguments = parser.parse_args()
+    serve(Imds(bind(arguments.host, arguments.port)))
+
+
+if __name__ == "__main__":
+    main()

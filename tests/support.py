@@ -1,0 +1,77 @@
+"""What fixtures and tests share: what a test needs of the machine, and a clean environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARTIFACT = ROOT / "dist" / "tattle"
+SYSTEM_PYTHON = "/usr/bin/python3"  # what the artifact's shebang names
+
+OLDEST_PYTHON = (3, 9)
+NEWEST_PYTHON = (3, 14)
+
+Environment = dict[str, Optional[str]]
+
+
+def need(condition: object, reason: str) -> None:
+    """Skip the test unless the condition holds; where nothing may be skipped (CI=true), fail it."""
+    if condition:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"needed here: {reason}")
+    pytest.skip(reason)
+
+
+def need_root(*tools: str) -> None:
+    """Skip the test unless it is run by root and those commands are there."""
+    need(os.geteuid() == 0, "needs root")
+    for tool in tools:
+        need(shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin"), f"needs {tool}")
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """An environment for a child process that holds nothing of this machine's: no AWS_*, *_PROXY,
+    SSL_*, PYTHON*; AWS's files are looked for in `home`, where there are none."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "AWS_CONFIG_FILE": str(home / ".aws" / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(home / ".aws" / "credentials"),
+    }
+
+
+def find_pythons() -> dict[str, str]:
+    """The interpreters on this machine that tattle is to run under: "3.9" → path, the oldest first.
+    Looked for in /usr/bin, in pyenv's versions and on the PATH."""
+    folders = ["/usr/bin", "/usr/local/bin", *os.environ.get("PATH", "").split(os.pathsep)]
+    candidates = [path for folder in folders for path in sorted(Path(folder).glob("python3*"))]
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    candidates += sorted(pyenv.glob("versions/*/bin/python3"))
+    found: dict[tuple[int, int], str] = {}
+    for path in candidates:
+        version = _version(path)
+        if version and OLDEST_PYTHON <= version <= NEWEST_PYTHON:
+            found.setdefault(version, str(path))
+    return {f"{major}.{minor}": path for (major, minor), path in sorted(found.items())}
+
+
+def _version(python: Path) -> tuple[int, int] | None:
+    """The interpreter's version; None if it isn't one, or a shim that has none behind it."""
+    if not re.fullmatch(r"python3(\.\d+)?", python.name) or "shims" in python.parts:
+        return None
+    probe = "import sys; print(*sys.version_info[:2])"
+    try:
+        done = subprocess.run([python, "-IS", "-c", probe], capture_output=True, timeout=20)
+        major, minor = map(int, done.stdout.split())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return major, minor
