@@ -99,7 +99,7 @@ run_tests() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run
+    clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh
     clean "$bin/python" -m pytest "$@"
 }
 

@@ -38,3 +38,4 @@ def log(message: str) -> None:
 
     syslog.openlog("tattle", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
     syslog.syslog(syslog.LOG_ERR, one_line(message))
+    syslog.closelog()  # or the next socket to get this descriptor's number would get our lines

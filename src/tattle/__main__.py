@@ -13,7 +13,7 @@ def main():
     if sys.version_info < (3, 9):
         sys.stderr.write(
             "tattle: needs Python 3.9 or newer, and %s is %d.%d\n"
-            % ((sys.executable,) + sys.version_info[:2])
+            % (sys.executable, sys.version_info[0], sys.version_info[1])
         )
         return 78
     if "PAM_SERVICE" not in os.environ:

@@ -12,6 +12,13 @@ import time
 from tattle import EX_SOFTWARE, EX_TEMPFAIL, TattleError, __version__, one_line
 from tattle.unpack import unpack
 
+# What --debug lets speak: botocore's other loggers print credentials and tokens.
+TELLING = (
+    "urllib3.connectionpool",
+    "botocore.configprovider",
+    "botocore.regions",
+    "botocore.retries",
+)
 ATTEMPTS = 2  # calls in the foreground, where somebody waits:
 TIMEOUT = 3.0  # seconds for a connection and for an answer; with IMDS below ten for the worst case
 
@@ -20,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
     options = parser().parse_args(arguments)
     if options.debug:
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+        logging.basicConfig(format="%(name)s: %(message)s")
+        for name in TELLING:
+            logging.getLogger(name).setLevel(logging.DEBUG)
     try:
         return int(options.command(options))
     except TattleError as error:
@@ -40,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(
         prog="tattle",
-        description="Report SSH logins and logouts to Amazon EventBridge. Without a command: the smoke"
-        " test, which publishes the session that PAM_TYPE, PAM_USER and PAM_RHOST tell of.",
+        description="Report SSH logins and logouts to Amazon EventBridge. Without a command:"
+        " the smoke test, which publishes the session that PAM_TYPE, PAM_USER and PAM_RHOST name.",
     )
     top.add_argument("--version", action="version", version=f"tattle {__version__}")
     top.add_argument("--debug", action="store_true", help="say what happens on the way")
@@ -50,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="")
     flushing = commands.add_parser("flush", help="send what waits in the spool")
     flushing.set_defaults(command=flush)
+    checking = commands.add_parser("check", help="find what keeps events from arriving")
+    checking.add_argument("--send", action="store_true", help="publish an event, too")
+    checking.add_argument("--json", action="store_true", help="for machines")
+    checking.set_defaults(command=check)
     return top
 
 
@@ -66,14 +79,17 @@ def smoke_test(options: argparse.Namespace) -> int:
     from tattle.events import Publisher
 
     publisher = Publisher(load(), ATTEMPTS, TIMEOUT)
-    entry = publisher.entry(session, verified=True)
+    entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
         return 0
     (result,) = publisher.publish([entry])
     if result.error:
         raise result.error
-    print(f"sent: session {session.state} for {one_line(session.pam['PAM_USER'])}, event id", result.event_id)
+    print(
+        f"sent: session {session.state} for {one_line(session.pam['PAM_USER'])}, event id",
+        result.event_id,
+    )
     return 0
 
 
@@ -94,3 +110,11 @@ def flush(options: argparse.Namespace) -> int:
     if remaining and error:
         print(f"tattle: {error}", file=sys.stderr)
     return EX_TEMPFAIL if remaining else 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Find what keeps events from arriving."""
+    from tattle import check
+
+    unpack()
+    return check.main(options.send, options.json)

@@ -1,4 +1,4 @@
-"""/etc/tattle.conf: what a site wants otherwise. Absent is fine; read by the deliverer, not the hook."""
+"""/etc/tattle.conf: what a site wants otherwise. Absent is fine; the hook never reads it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DETAIL_TYPE_LIMIT = 128  # characters, PutEventsRequestEntry
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings by their names in the file, with `_` for `-`. None: as AWS's own files have it."""
+    """The settings by their names in the file, with `_` for `-`. None: as AWS's files say."""
 
     source: str = "com.unbounce.tattle"
     detail_type: str = "SSH connection event detected"
@@ -52,14 +52,14 @@ def load(path: str = PATH) -> Config:
 
 
 def parse(text: str, path: str = PATH) -> Config:
-    """Return the settings that the file's text makes. Raises TattleError with file and line number."""
+    """Return the settings that a text makes. Raises TattleError with file and line number."""
     parser = configparser.RawConfigParser(default_section="", interpolation=None)
     try:
         parser.read_string(text, path)
     except configparser.Error as error:
-        line = getattr(error, "lineno", None) or [n for n, _ in getattr(error, "errors", [(1, "")])][0]
+        number = getattr(error, "lineno", None) or getattr(error, "errors", [[1]])[0][0]
         reason = str(error).split("\n")[0]
-        raise TattleError(f"{path}, line {line}: {reason}", EX_CONFIG) from error
+        raise TattleError(f"{path}, line {number}: {reason}", EX_CONFIG) from error
     config = Config()
     for section in sorted(parser.sections(), key=lambda name: name != "tattle"):
         if section != "tattle" and not (section.startswith(SERVICE) and section[len(SERVICE) :]):
@@ -83,8 +83,9 @@ def parse(text: str, path: str = PATH) -> Config:
 
 
 def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> TattleError:
-    within, number = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
+    within = ""
+    number = 0
+    for number, line in enumerate(text.splitlines(), 1):  # noqa: B007
         header = re.match(r"\s*\[(.+)\]", line)
         within = header[1] if header else within
         name = re.split("[=:]", line, maxsplit=1)[0].strip().lower()

@@ -1,7 +1,7 @@
-"""Empty the spool: one deliverer at a time, oldest first, in batches, until EventBridge has it all.
+"""Empty the spool: one deliverer at a time, oldest first, in batches, until EventBridge has all.
 
-Joins spool, pam and events. Nothing here forgets a record that EventBridge has not confirmed, unless
-it is set aside in `rejected/`.
+Joins spool, pam and events. Nothing here forgets a record that EventBridge has not confirmed,
+unless it is set aside in `rejected/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from tattle import EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, TattleError, log
+from tattle import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, TattleError, log
 from tattle.config import Config, load
 from tattle.hook import lift_limits
 from tattle.pam import Session, parse
@@ -154,6 +154,9 @@ class Deliverer:
             if error.status != EX_TEMPFAIL:
                 self.publisher = None  # files, role or network: ask again when trying again
             return error
+        except Exception as error:  # a defect must not take the next event's deliverer with it
+            self.publisher = None
+            return TattleError(f"a defect: {type(error).__name__}: {error}", EX_SOFTWARE)
         return fault
 
     def current_publisher(self) -> Publisher:
@@ -174,13 +177,21 @@ class Deliverer:
         size = 0
         for name in names:
             try:
-                entry = publisher.entry(self.session(name), verified=True)
+                entry = publisher.entry(self.session(name), believed)
             except FileNotFoundError:
                 continue  # somebody removed it
-            except (TattleError, OSError) as error:
-                if getattr(error, "status", EX_DATAERR) not in (EX_DATAERR, EX_USAGE):
+            except TattleError as error:
+                if error.status not in (EX_DATAERR, EX_USAGE):
                     raise
                 self.records.reject(name, str(error))
+                continue
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+            ) as error:  # it must not stop others
+                self.records.reject(name, f"{type(error).__name__}: {error}")
                 continue
             if len(batch) == BATCH or size + entry_size(entry) > SIZE_LIMIT:
                 yield batch
@@ -198,7 +209,7 @@ class Deliverer:
         return session
 
     def publish(self, batch: dict[str, Entry], publisher: Publisher) -> TattleError | None:
-        """Send one batch; remove what was accepted, set aside what never will be, leave the rest."""
+        """Send one batch; remove what was accepted, set aside what never will be."""
         self.called = time.monotonic()
         try:
             results = publisher.publish(list(batch.values()))
@@ -244,10 +255,17 @@ class Deliverer:
         self.fault = ""
 
 
+def believed(session: Session) -> bool:
+    """Tell whether to believe what sshd said of the connection: check.believed()."""
+    from tattle import check  # rarely asked for, and not small
+
+    return check.believed(session)
+
+
 def flush(progress: Callable[[int, int], None]) -> tuple[int, int, TattleError | None]:
     """Send what waits, without pauses; return how many went, how many remain, and what stops them.
 
-    progress is called with both numbers on the way. Raises TattleError if there is no using the spool.
+    progress is called with both numbers on the way. Raises TattleError if the spool is of no use.
     """
     try:
         spool = Spool()

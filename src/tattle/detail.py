@@ -1,4 +1,4 @@
-"""The event's `detail`: the fields of a session event, in the order that the configuration asks for.
+"""The event's `detail`: the fields of a session event, in the order that the site asks for.
 
 Pure: a session and what IMDS told become JSON.
 """
@@ -42,12 +42,12 @@ def detail(
     fields: tuple[str, ...],
     document: IdentityDocument,
     tag: Callable[[str], str | None],
-    verified: bool,
+    believed: Callable[[Session], bool],
 ) -> str:
     """Return the JSON text of `detail`.
 
-    tag gives an instance tag's value, or None; verified tells that no user can have set what sshd says
-    of the connection.
+    tag gives an instance tag's value, or None; believed tells whether no user can have set
+    what sshd says of the connection.
     """
     said: dict[str, object] = {}
     for field in fields:
@@ -55,7 +55,7 @@ def detail(
             value: object = tag(field[4:])
             value = ABSENT if value is None else value
         elif field in FROM_SSHD:
-            value = FROM_SSHD[field](session) if verified else None
+            value = FROM_SSHD[field](session) if believed(session) else None
         elif field in FROM_INSTANCE:
             value = document.get(FROM_INSTANCE[field])
         else:
@@ -80,12 +80,18 @@ def duration(session: Session) -> object:
     """Return the whole seconds since the session's process started, once it has closed."""
     if session.state != "closed":
         return ABSENT
+    seconds = age(session)
+    return None if seconds is None else int(seconds)
+
+
+def age(session: Session) -> float | None:
+    """Return the seconds since the session's process started, if the moment knew."""
     try:
         uptime = int(session.moment["TATTLE_UPTIME"]) / 1e9
         started = int(session.moment["TATTLE_PARENT_START"]) / os.sysconf("SC_CLK_TCK")
     except (KeyError, ValueError):
         return None
-    return max(0, int(uptime - started))
+    return max(0.0, uptime - started)
 
 
 def auth_method(session: Session) -> str | None:
@@ -103,9 +109,9 @@ def key_fingerprint(session: Session) -> str | None:
 
 
 def fingerprint(key: str) -> str | None:
-    """Return the SHA256 fingerprint of a public key or certificate `type base64`, None if it is none.
+    """Return the SHA256 fingerprint of a public key or certificate `type base64`, if it is one.
 
-    A certificate's is that of the key it certifies, as in ssh-keygen(1). Its blob is: type, nonce, the
+    A certificate's is that of the key it certifies, as in ssh-keygen(1). Its blob: type, nonce, the
     key's own fields (https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.certkeys).
     """
     try:

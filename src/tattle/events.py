@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import botocore.exceptions as aws
@@ -29,6 +30,7 @@ from tattle.config import Config
 from tattle.detail import detail
 from tattle.imds import ATTEMPTS, DOMAIN, PARTITION, TAG, TIMEOUT, IdentityDocument, Metadata
 from tattle.pam import Session
+from tattle.spool import trusted
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
 # PutEventsResultEntry: what no later try can change. Permissions and names can be mended.
@@ -47,32 +49,77 @@ class Result(NamedTuple):
     error: TattleError | None
 
 
+def aws_session() -> tuple[AwsSession, Metadata]:
+    """Return a botocore session that speaks IMDSv2 only, and its fetcher. Raises TattleError."""
+    with faults():
+        session = AwsSession(
+            session_vars={
+                name: (name, "AWS_" + name.upper(), default, int)
+                for name, default in (
+                    ("metadata_service_timeout", TIMEOUT),
+                    ("metadata_service_num_attempts", ATTEMPTS),
+                )
+            }
+        )
+        if os.geteuid() == 0:
+            refuse_foreign_files(session)
+        session.user_agent_extra = f"tattle/{__version__}"
+        session.set_config_variable("ec2_metadata_v1_disabled", True)
+        metadata = Metadata(session)
+        credentials = session.get_component("credential_provider")
+        credentials.insert_before("iam-role", InstanceMetadataProvider(metadata))
+        return session, metadata
+
+
+def refuse_foreign_files(session: AwsSession) -> None:
+    """Raise TattleError if root's AWS files could have been written by somebody else.
+
+    Files that a variable names are the caller's choice; under PAM there is no variable.
+    """
+    for setting, variable, default in (
+        ("config_file", "AWS_CONFIG_FILE", ""),
+        ("credentials_file", "AWS_SHARED_CREDENTIALS_FILE", ""),
+        ("ca_bundle", "AWS_CA_BUNDLE", ""),
+        ("data_path", "AWS_DATA_PATH", "~/.aws/models"),  # botocore reads service models there
+    ):
+        path = session.get_config_variable(setting) or default
+        if path and variable not in os.environ:
+            with contextlib.suppress(FileNotFoundError):
+                trusted(os.path.abspath(os.path.expanduser(path)))
+
+
 class Publisher:
     """EventBridge and the instance whose events it is told, for one configuration."""
 
     def __init__(self, config: Config, attempts: int, timeout: float) -> None:
         """Find out who and where this instance is. timeout in seconds. Raises TattleError."""
         self.config = config
-        with _faults():
-            self.aws = AwsSession(
-                session_vars={
-                    "metadata_service_timeout": _setting("metadata_service_timeout", TIMEOUT),
-                    "metadata_service_num_attempts": _setting(
-                        "metadata_service_num_attempts", ATTEMPTS
-                    ),
-                }
-            )
-            self.aws.user_agent_extra = f"tattle/{__version__}"
-            self.aws.set_config_variable("ec2_metadata_v1_disabled", True)
-            self.metadata = Metadata(self.aws)
-            self.document = IdentityDocument() if config.resource else self.metadata.identity()
-            self.region = config.region or self.document.get("region") or self._aws_region()
-            self.resource = config.resource or self._arn()
-            self.client = self._client(attempts, timeout)
+        self.aws, self.metadata = aws_session()
+        self.document = IdentityDocument() if config.resource else self.metadata.identity()
+        self.region = config.region or self.document.get("region") or self._aws_region()
+        self.resource = config.resource or self._arn()
         self._tags: dict[str, str | None] = {}
+        with faults(self.metadata):
+            self.client = self.aws.create_client(
+                "events",
+                region_name=self.region,
+                endpoint_url=self._endpoint(),
+                verify=config.ca_bundle,
+                config=ClientConfig(
+                    connect_timeout=timeout,
+                    read_timeout=timeout,
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                    proxies=proxies(config),
+                    use_fips_endpoint=config.use_fips,
+                    use_dualstack_endpoint=config.use_dualstack,
+                ),
+            )
 
-    def entry(self, session: Session, verified: bool) -> Entry:
-        """Return the PutEvents entry for a session event. Raises TattleError if it is too large."""
+    def entry(self, session: Session, believed: Callable[[Session], bool]) -> Entry:
+        """Return the PutEvents entry for a session event; believed is detail()'s.
+
+        Raises TattleError if it is too large.
+        """
         config = self.config.of(session.pam.get("PAM_SERVICE"))
         seconds = int(session.moment["TATTLE_TIME"]) // 10**9
         entry: Entry = {
@@ -80,7 +127,7 @@ class Publisher:
             "Source": config.source,
             "Resources": [self.resource],
             "DetailType": config.detail_type,
-            "Detail": detail(session, config.fields, self.document, self.tag, verified),
+            "Detail": detail(session, config.fields, self.document, self.tag, believed),
         }
         if config.event_bus:
             entry["EventBusName"] = config.event_bus
@@ -95,7 +142,7 @@ class Publisher:
         Raises TattleError if the call as a whole did not succeed.
         """
         try:
-            with _faults(self.metadata):
+            with faults(self.metadata):
                 answer = self.client.put_events(Entries=entries)
             told = [
                 Result(said.get("EventId", ""), _entry_error(said)) for said in answer["Entries"]
@@ -136,24 +183,10 @@ class Publisher:
             return f"https://events.{self.region}.{domain}" if domain else None
         return None
 
-    def _client(self, attempts: int, timeout: float) -> Any:
-        credentials = self.aws.get_component("credential_provider")
-        credentials.insert_before("iam-role", InstanceMetadataProvider(self.metadata))
-        config = self.config
-        return self.aws.create_client(
-            "events",
-            region_name=self.region,
-            endpoint_url=self._endpoint(),
-            verify=config.ca_bundle,
-            config=ClientConfig(
-                connect_timeout=timeout,
-                read_timeout=timeout,
-                retries={"mode": "standard", "total_max_attempts": attempts},
-                proxies={"http": config.proxy, "https": config.proxy} if config.proxy else None,
-                use_fips_endpoint=config.use_fips,
-                use_dualstack_endpoint=config.use_dualstack,
-            ),
-        )
+
+def proxies(config: Config) -> dict[str, str] | None:
+    """Return the proxies as botocore takes them; None: as its own settings have it."""
+    return {"http": config.proxy, "https": config.proxy} if config.proxy else None
 
 
 def entry_size(entry: Entry) -> int:
@@ -163,10 +196,6 @@ def entry_size(entry: Entry) -> int:
     """
     texts = [entry["Source"], entry["DetailType"], entry["Detail"], *entry["Resources"]]
     return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
-
-
-def _setting(name: str, default: int) -> tuple[str, str, int, type]:
-    return (name, "AWS_" + name.upper(), default, int)
 
 
 def _entry_error(said: dict[str, str]) -> TattleError | None:
@@ -187,7 +216,7 @@ def _status(code: str, http: int) -> int:
 
 
 @contextlib.contextmanager
-def _faults(metadata: Metadata | None = None) -> Iterator[None]:
+def faults(metadata: Metadata | None = None) -> Iterator[None]:
     """Turn what botocore raises into what a person can act on."""
     try:
         yield

@@ -70,9 +70,8 @@ def moment(untrusted: bytes) -> bytes:
         b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         b"TATTLE_PARENT=%d" % parent,
         # Field 22; the command's name, field 2, may itself hold brackets and blanks.
-        b"TATTLE_PARENT_START=%b" % b"".join(
-            glance(f"/proc/{parent}/stat").rpartition(b")")[2].split()[19:20]
-        ),
+        b"TATTLE_PARENT_START=%b"
+        % b"".join(glance(f"/proc/{parent}/stat").rpartition(b")")[2].split()[19:20]),
         b"TATTLE_BOOT=%b" % glance("/proc/sys/kernel/random/boot_id").strip(),
     ]
     facts += [
@@ -107,7 +106,7 @@ def patience(arguments: "list[str]") -> float:
 
 
 def store(record: bytes) -> "tuple[Spool | None, str | None]":
-    """Put the record into the spool; return the spool and the record's name, as far as they exist."""
+    """Put the record into the spool; return it and the record's name, as far as they exist."""
     spool = None
     for attempt in (1, 2):
         try:

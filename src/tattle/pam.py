@@ -3,8 +3,9 @@
 Imported on the login's path: nothing but the interpreter's built-ins.
 
 `pam_exec` hands a command the PAM environment, to which a user may have added anything
-(~/.pam_environment), followed by items of its own in a fixed order. That order and PAM_TYPE's place
-at the end hold for Linux-PAM 1.0.2 (2008) to 1.7.2 (2026), modules/pam_exec/pam_exec.c, call_exec().
+(~/.pam_environment), followed by items of its own in a fixed order. That order and PAM_TYPE's
+place at the end hold for Linux-PAM 1.1.7 (2013) to 1.7.2 (2026): modules/pam_exec/pam_exec.c,
+call_exec().
 """
 
 from tattle import EX_DATAERR, EX_USAGE, TattleError
@@ -14,7 +15,7 @@ SESSIONS = {"open_session": "opened", "close_session": "closed"}
 
 
 def trusted_block(environ: bytes) -> bytes:
-    """Return the end of an environment block (NUL-terminated NAME=value) that pam_exec wrote itself.
+    """Return the end of an environment block (NUL-terminated NAME=value): what pam_exec wrote.
 
     Raises TattleError if that is not exactly what pam_exec writes.
     """

@@ -1,9 +1,10 @@
 """The spool: accepted events on disk until EventBridge has them.
 
-One file a record, named so that names sort by the time of acceptance. A record is complete when it has
-its name: a temporary name, fsync, rename, fsync of the folder. What is no record goes to `rejected/`.
+One file a record, named so that names sort by the time of acceptance. A record is complete when it
+has its name: a temporary name, fsync, rename, fsync of the folder. What is no record goes to
+`rejected/`.
 
-Imported on the login's path: what the interpreter has loaded by then, and fcntl only for the deliverer.
+Imported on the login's path: only what the interpreter has loaded by then.
 """
 
 import os
@@ -20,10 +21,10 @@ STALE = 60  # seconds after which a temporary file is what a killed hook left be
 
 
 def trusted(path: str) -> str:
-    """Return the path if none but root and this user could have put there, or exchanged, what it names.
+    """Return the path if only root and this user can have put there, or exchanged, what it names.
 
-    Every folder on the way and every symbolic link's target counts. Raises OSError if something does
-    not exist, TattleError if somebody else could write.
+    Every folder on the way and every symbolic link's target counts. Raises OSError if something
+    does not exist, TattleError if somebody else could write.
     """
     whole = ""
     for part in path.strip("/").split("/"):
@@ -75,7 +76,7 @@ class Spool:
         self.fd = private_folder(path)
 
     def accept(self, record: bytes) -> str:
-        """Put a record on disk, durably, and return its name. Raises OSError if that can't be done."""
+        """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
         if len(os.listdir(self.fd)) >= LIMIT:
             raise OSError(f"{LIMIT} records are waiting")
         name = f"{time.time_ns():020d}-{os.getpid()}"
@@ -102,7 +103,10 @@ class Spool:
             if is_record(name):
                 records.append(name)
             elif name != REJECTED and (not name.startswith(TEMPORARY) or self._age(name) > STALE):
-                self.reject(name, "no record of tattle's")
+                try:
+                    self.reject(name, "no record of tattle's")
+                except OSError as error:
+                    log(f"can't set aside {self.path}/{name}: {error}")
         return sorted(records)
 
     def read(self, name: str) -> bytes:

@@ -42,7 +42,10 @@ def unpack() -> None:
 def caches() -> "list[Path]":
     """Return the folders to unpack to, best first. No environment variable has a say in it."""
     if os.geteuid() == 0:
-        return [Path("/var/cache/tattle"), Path("/run/tattle")]  # /run: when /var is full or read-only
+        return [
+            Path("/var/cache/tattle"),
+            Path("/run/tattle"),
+        ]  # /run: when /var is full or read-only
     import pwd
 
     home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
