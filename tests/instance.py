@@ -42,6 +42,7 @@ SETUP = Path(__file__).with_name("instance_setup.sh")
 SYSTEM_PYTHON = "/usr/bin/python3"
 TATTLE = "/usr/local/bin/tattle"
 SPOOL = "/var/spool/tattle"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 EVENTBRIDGE_HOST = "events.us-east-1.amazonaws.com"
 HOSTNAME = "ip-10-0-0-5"
 REMOTE_HOST = "1.2.3.4"  # an address of lo inside, for logins from somewhere else
@@ -71,6 +72,7 @@ class HookResult:
     seconds: float
     cpu_seconds: float
     max_rss_kib: int
+    """At least what the process that forked it takes, some 12,000."""
     pid: int
     """Inside the instance."""
     output: bytes = b""
@@ -218,12 +220,12 @@ class Instance:
         self._closing.close()
 
     def _start(self, closing: ExitStack) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="instance-"))
-        closing.callback(shutil.rmtree, self._folder, ignore_errors=True)
-        self._boot_id = self._folder / "boot_id"
-        self._new_boot_id()
-        self.syslog = closing.enter_context(Syslog(self._folder / "log"))
-        self.pid = self._start_namespaces(closing)
+        # The files in it are mounted inside; that done, nothing needs to find them here.
+        with tempfile.TemporaryDirectory(prefix="instance-") as folder:
+            boot_id = Path(folder, "boot_id")
+            boot_id.write_text(_uuid())
+            self.syslog = closing.enter_context(Syslog(Path(folder, "log")))
+            self.pid = self._start_namespaces(closing, boot_id)
         self._root = Path(f"/proc/{self.pid}/root")
         self.ca = _ca()
         namespace = f"/proc/{self.pid}/ns/net"
@@ -240,14 +242,14 @@ class Instance:
         self.start_sshd(*self._sshd_config)
         self._originals.clear()
 
-    def _start_namespaces(self, closing: ExitStack) -> int:
+    def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
         """Start the first process; its id on the machine."""
         starter = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork"),
                 "--kill-child",
-                *("/bin/sh", str(SETUP), HOSTNAME, str(self._boot_id), str(self.syslog.path)),
+                *("/bin/sh", str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
                 *([] if self._spool is None else [str(self._spool)]),
             ],
             env=ENVIRONMENT,
@@ -549,10 +551,7 @@ class Instance:
         return self.syslog.lines(identifier)
 
     def boot_id(self) -> str:
-        return self._boot_id.read_text().strip()
-
-    def _new_boot_id(self) -> None:
-        self._boot_id.write_text(f"{uuid.uuid4()}\n")  # the file that is mounted, not a new one
+        return self.read(BOOT_ID).strip()
 
     def reset(self) -> None:
         """As new, but quick: every process but sshd's listener is killed, the spool is empty, what
@@ -585,7 +584,7 @@ class Instance:
         for folder in ("/run", "/tmp", "/var/cache"):
             _empty(self.path(folder))
         self.path("/run/sshd").mkdir(mode=0o755)
-        self._new_boot_id()
+        self.path(BOOT_ID).write_text(_uuid())
         self.start_sshd(*self._sshd_running_config)
 
 
@@ -602,6 +601,10 @@ def _key(name: str) -> tuple[bytes, bytes]:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return private, public + f" {name}\n".encode()
+
+
+def _uuid() -> str:
+    return f"{uuid.uuid4()}\n"
 
 
 def _lines(text: str) -> list[str]:

@@ -86,6 +86,10 @@ ERRORS = {
 }
 
 
+AFTER = {"reset-after": "reset", "close-after": "close", "hang-after": "hang"}
+"""The faults that come only once the entries were accepted, and what happens then."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A rule by which single entries fail: those whose Detail contains a text, the first `times`
@@ -155,6 +159,7 @@ class Call:
 
 class EventBridge(StandIn[EventBridgeSettings]):
     banner = "EventBridge"
+    faults = StandIn.faults | {"rubbish", "empty", *ERRORS, *AFTER}
 
     def __init__(self, *sockets: socket.socket, ca: Ca | None = None, **settings: Any) -> None:
         super().__init__(EventBridgeSettings(**settings), *sockets)
@@ -277,20 +282,21 @@ class EventBridge(StandIn[EventBridgeSettings]):
         try:
             entries = parse(asked)
             self._authenticate(asked)
-            self._check_access(fault)
+            if fault in ERRORS:
+                raise ERRORS[str(fault)]
             check_request(entries)
         except AwsError as error:
             self._record(asked, entries, error.code)
             self.sleep(self.settings.delay)
             return error.answer()
-        if fault is not None and not str(fault).endswith("-after"):
+        if fault is not None and fault not in AFTER:
             self._record(asked, entries, str(fault))
             self.sleep(self.settings.delay)
             return self._fail(fault)
         answer = self._accept_entries(asked, entries)
         self.sleep(self.settings.delay)
         if fault is not None:
-            return self.fail_in_transit(str(fault)[: -len("-after")])
+            return self.fail_in_transit(AFTER[str(fault)])
         return answer
 
     def _authenticate(self, asked: Asked) -> None:
@@ -299,19 +305,10 @@ class EventBridge(StandIn[EventBridgeSettings]):
         region = in_host.group(1) if in_host else self.settings.region
         verify_signature(asked, self.settings.credentials, region, self.now())
 
-    @staticmethod
-    def _check_access(fault: str | int | None) -> None:
-        if fault in ERRORS:
-            raise ERRORS[str(fault)]
-
-    @staticmethod
-    def _unavailable(status: int) -> Answer:
-        code = {500: "InternalException", 503: "ServiceUnavailable"}.get(status, "Fault")
-        return AwsError(status, code, "The request processing has failed").answer()
-
     def _fail(self, fault: str | int) -> Answer:
         if isinstance(fault, int):
-            return self._unavailable(fault)
+            code = {500: "InternalException", 503: "ServiceUnavailable"}.get(fault, "Fault")
+            return AwsError(fault, code, "The request processing has failed").answer()
         if fault == "rubbish":
             return Answer(200, b"\x00<html>\xff not JSON", CONTENT_TYPE)
         if fault == "empty":

@@ -126,6 +126,7 @@ class ImdsRequest:
 
 class Imds(StandIn[ImdsSettings]):
     banner = "EC2ws"
+    faults = StandIn.faults | {"rubbish", "empty"}
 
     def __init__(self, *sockets: socket.socket, **settings: Any) -> None:
         super().__init__(ImdsSettings(**settings), *sockets)

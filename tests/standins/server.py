@@ -126,6 +126,7 @@ class StandIn(Generic[SettingsType]):
 
     banner = "stand-in"
     scheme = "http"
+    faults: frozenset[str] = frozenset({"refuse", "hang", "close", "reset"})
 
     def __init__(self, settings: SettingsType, *sockets: socket.socket) -> None:
         self._initial = settings
@@ -191,11 +192,9 @@ class StandIn(Generic[SettingsType]):
         """The faults that every stand-in knows and that answer nothing."""
         if fault == "close":
             raise HangUp
-        if fault == "reset":
-            raise Reset
         if fault == "hang":
             raise Hang
-        raise ValueError(f"unknown fault: {fault}")
+        raise Reset  # "refuse" too, of a request that came just before
 
     def sleep(self, seconds: float) -> None:
         """Be slow, but not past the stand-in's end."""
@@ -207,6 +206,9 @@ class StandIn(Generic[SettingsType]):
         return time.time()
 
     def _apply(self, settings: SettingsType) -> None:
+        fault = settings.fault
+        if not (fault is None or isinstance(fault, int) or fault in self.faults):
+            raise ValueError(f"unknown fault: {fault}")
         self._settings = settings
         self._generation += 1
         if settings.fault == "refuse":

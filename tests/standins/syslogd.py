@@ -47,7 +47,7 @@ class Syslog:
 
     def __exit__(self, *_: object) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader, whose recv() returns nothing
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
         with self._socket:
