@@ -36,7 +36,8 @@ DEFLATED = Path(sys.prefix) / "deflated"  # what zopfli made before; a new lock 
 
 # -I: neither the environment, nor the working directory, nor a user's site-packages choose what
 # runs. -S: nor the machine's site-packages; and a start without `site` is quicker.
-SHEBANG = "/usr/bin/python3 -IS"
+# -X utf8: nor a locale; one whose charset Python lacks would end the hook before our first line.
+SHEBANG = "/usr/bin/python3 -ISXutf8"
 ENTRY_POINT = "tattle.cli:main"
 
 RUNTIME = ("botocore", "dateutil", "jmespath", "six.py", "urllib3")

@@ -25,11 +25,13 @@ EX_NOPERM = 77  # no role, or not allowed
 EX_CONFIG = 78  # configuration
 
 
+LONGEST_LINE = 1000  # characters; syslog(3) may drop what is much longer
+
+
 def one_line(text: str) -> str:
-    """Return text that can't forge a second log line or steer a terminal."""
-    return "".join(
-        c if " " <= c <= "~" or (c > "\xa0" and c.isprintable()) else ascii(c)[1:-1] for c in text
-    )
+    """Return text that can't forge a log line, steer a terminal or be dropped as too long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_LINE + 1])
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…"
 
 
 def log(message: str) -> None:

@@ -35,37 +35,25 @@ PROBE_TIMEOUT = 10.0  # seconds, for each probe, all at once
 TIMEOUT = 3.0  # seconds for a connection, and for an answer
 LATE = 60.0  # seconds a record may wait without anything being wrong
 CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
-# What the dynamic loader and the C library read before Python starts, and would run or obey:
-# glibc, sysdeps/generic/unsecvars.h. `tattle check` wants all of them unset by a mend with pam_env.
-UNSECURE = (
-    "GCONV_PATH",
-    "GETCONF_DIR",
-    "GLIBC_TUNABLES",
-    "HOSTALIASES",
-    "LD_AUDIT",
-    "LD_DEBUG",
-    "LD_DEBUG_OUTPUT",
-    "LD_DYNAMIC_WEAK",
-    "LD_LIBRARY_PATH",
-    "LD_ORIGIN_PATH",
-    "LD_PRELOAD",
-    "LD_PROFILE",
-    "LD_SHOW_AUXV",
-    "LOCALDOMAIN",
-    "LOCPATH",
-    "MALLOC_ARENA_MAX",
-    "MALLOC_ARENA_TEST",
-    "MALLOC_MMAP_MAX_",
-    "MALLOC_MMAP_THRESHOLD_",
-    "MALLOC_PERTURB_",
-    "MALLOC_TOP_PAD_",
-    "MALLOC_TRACE",
-    "MALLOC_TRIM_THRESHOLD_",
-    "NIS_PATH",
-    "NLSPATH",
-    "RESOLV_HOST_CONF",
-    "RES_OPTIONS",
-    "TMPDIR",
+# What the dynamic loader and the C library read before Python starts, and would obey: ld.so(8) and
+# glibc's sysdeps/generic/unsecvars.h. A mend with pam_env has to unset all of it; so does README's.
+UNSECURE = frozenset(
+    """
+    LD_ASSUME_KERNEL LD_ASSUME_KERNEL LD_AUDIT LD_AUDIT LD_BIND_NOT LD_BIND_NOT LD_BIND_NOW
+    LD_BIND_NOW LD_DEBUG LD_DEBUG LD_DEBUG_OUTPUT LD_DEBUG_OUTPUT LD_DYNAMIC_WEAK LD_DYNAMIC_WEAK
+    LD_HWCAP_MASK LD_HWCAP_MASK LD_LIBRARY_PATH LD_LIBRARY_PATH LD_ORIGIN_PATH LD_ORIGIN_PATH
+    LD_PREFER_MAP_32BIT_EXEC LD_PREFER_MAP_32BIT_EXEC LD_PRELOAD LD_PRELOAD LD_PROFILE LD_PROFILE
+    LD_PROFILE_OUTPUT LD_PROFILE_OUTPUT LD_SHOW_AUXV LD_SHOW_AUXV LD_TRACE_LOADED_OBJECTS
+    LD_TRACE_LOADED_OBJECTS LD_TRACE_PRELINKING LD_TRACE_PRELINKING LD_USE_LOAD_BIAS
+    LD_USE_LOAD_BIAS LD_VERBOSE LD_VERBOSE LD_WARN LD_WARN GLIBC_TUNABLES GLIBC_TUNABLES
+    MALLOC_ARENA_MAX MALLOC_ARENA_MAX MALLOC_ARENA_TEST MALLOC_ARENA_TEST MALLOC_CHECK_
+    MALLOC_CHECK_ MALLOC_MMAP_MAX_ MALLOC_MMAP_MAX_ MALLOC_MMAP_THRESHOLD_ MALLOC_MMAP_THRESHOLD_
+    MALLOC_PERTURB_ MALLOC_PERTURB_ MALLOC_TOP_PAD_ MALLOC_TOP_PAD_ MALLOC_TRACE MALLOC_TRACE
+    MALLOC_TRIM_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ GCONV_PATH GCONV_PATH GETCONF_DIR GETCONF_DIR
+    HOSTALIASES HOSTALIASES LOCALDOMAIN LOCALDOMAIN LOCPATH LOCPATH NIS_PATH NIS_PATH NLSPATH
+    NLSPATH RESOLV_HOST_CONF RESOLV_HOST_CONF RES_OPTIONS RES_OPTIONS TMPDIR TMPDIR TZ TZ TZDIR
+    TZDIR
+    """.split()  # noqa: SIM905
 )
 
 
@@ -137,7 +125,7 @@ def unset_before_hook(service: str) -> bool:
             except OSError:
                 continue
             unset = set(re.findall(r"^(\w+)\s+DEFAULT=\s+OVERRIDE=\s*$", text, re.MULTILINE))
-            return unset >= set(UNSECURE) and all(place < hook for hook, _, _ in hooks(service))
+            return unset >= UNSECURE and all(place < hook for hook, _, _ in hooks(service))
     return False
 
 
@@ -212,7 +200,9 @@ def _environment_hole(service: str) -> Iterator[Finding]:
     if not lines:
         yield Finding(name, True, "no user can put variables into the hook's environment")
     elif unset_before_hook(service):
-        yield Finding(name, True, "users can set variables, but none that the loader obeys")
+        found = "users can set variables, but none that the loader obeys"
+        advice = "better still: no user_readenv=1; enough variables keep the hook from starting"
+        yield Finding(name, True, found, advice)
     else:
         for _, line in lines:
             found = (

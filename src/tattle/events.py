@@ -76,13 +76,15 @@ def refuse_foreign_files(session: AwsSession) -> None:
 
     Files that a variable names are the caller's choice; under PAM there is no variable.
     """
-    for setting, variable, default in (
-        ("config_file", "AWS_CONFIG_FILE", ""),
-        ("credentials_file", "AWS_SHARED_CREDENTIALS_FILE", ""),
-        ("ca_bundle", "AWS_CA_BUNDLE", ""),
-        ("data_path", "AWS_DATA_PATH", "~/.aws/models"),  # botocore reads service models there
+    setting = session.get_config_variable
+    for variable, path in (
+        ("AWS_CONFIG_FILE", setting("config_file")),
+        ("AWS_SHARED_CREDENTIALS_FILE", setting("credentials_file")),
+        ("AWS_CA_BUNDLE", setting("ca_bundle")),
+        ("AWS_DATA_PATH", "~/.aws/models"),  # service models, which botocore prefers to its own
+        ("BOTO_CONFIG", "/etc/boto.cfg"),
+        ("BOTO_CONFIG", "~/.boto"),
     ):
-        path = session.get_config_variable(setting) or default
         if path and variable not in os.environ:
             with contextlib.suppress(FileNotFoundError):
                 trusted(os.path.abspath(os.path.expanduser(path)))
@@ -202,8 +204,13 @@ def _entry_error(said: dict[str, str]) -> TattleError | None:
     code = said.get("ErrorCode")
     if not code and said.get("EventId"):
         return None
-    message = f"EventBridge rejected the event: {code}: {said.get('ErrorMessage', '')}"
+    message = f"EventBridge rejected the event: {code}: {_told(said.get('ErrorMessage'))}"
     return TattleError(message, _status(code or "", 200))
+
+
+def _told(message: str | None) -> str:
+    """Return an error text of AWS's without what could hold a token: the request it saw."""
+    return (message or "").split("\n")[0].partition("The Canonical String")[0][:300]
 
 
 def _status(code: str, http: int) -> int:
@@ -223,7 +230,7 @@ def faults(metadata: Metadata | None = None) -> Iterator[None]:
     except aws.ClientError as error:
         said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
         status = _status(said.get("Code", ""), http)
-        message = f"EventBridge: {said.get('Code', http)}: {said.get('Message', '')}"
+        message = f"EventBridge: {said.get('Code', http)}: {_told(said.get('Message'))}"
         if status == EX_NOPERM:
             message += " (does the role allow events:PutEvents? is the clock right?)"
         raise TattleError(message, status) from error

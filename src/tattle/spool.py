@@ -23,15 +23,17 @@ STALE = 60  # seconds after which a temporary file is what a killed hook left be
 def trusted(path: str) -> str:
     """Return the path if only root and this user can have put there, or exchanged, what it names.
 
-    Every folder on the way and every symbolic link's target counts. Raises OSError if something
-    does not exist, TattleError if somebody else could write.
+    Every folder on the way and every symbolic link's target counts; in a sticky folder nobody can
+    exchange what is ours. Raises OSError if something does not exist, TattleError if somebody else
+    could write.
     """
     whole = ""
     for part in path.strip("/").split("/"):
         parent, whole = whole or "/", whole + "/" + part
         status = os.lstat(whole)
         mode = status.st_mode
-        if status.st_uid not in (0, os.geteuid()) or (mode & 0o022 and not stat.S_ISLNK(mode)):
+        open_to_all = mode & 0o022 and not mode & stat.S_ISVTX and not stat.S_ISLNK(mode)
+        if status.st_uid not in (0, os.geteuid()) or open_to_all:
             raise TattleError(f"{whole} belongs to or can be written by somebody else", EX_NOPERM)
         if stat.S_ISLNK(mode):
             whole = trusted(os.path.join(parent, os.readlink(whole)))
