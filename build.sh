@@ -79,6 +79,7 @@ system_packages() {
     command -v sshd >/dev/null || missing+=(openssh-server)
     command -v ssh >/dev/null || missing+=(openssh-client)
     command -v strace >/dev/null || missing+=(strace)
+    command -v sudo >/dev/null || missing+=(sudo)
     command -v systemd-analyze >/dev/null || missing+=(systemd)
     if [[ ${#missing[@]} == 0 ]]; then return; fi
     if [[ $EUID != 0 || -d /run/systemd/system ]] || ! command -v apt-get >/dev/null; then

@@ -7,6 +7,7 @@ unless it is set aside in `rejected/`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import random
@@ -35,6 +36,8 @@ GLANCE = 0.01  # seconds between two looks while staying
 GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
 LIFE = 15 * 60.0  # seconds after which a busy deliverer makes room for a fresh one
 BATCH = 10  # entries in a PutEvents call
+UNREADABLE = (OSError, ValueError, LookupError, TypeError)  # one such record must not stop others
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing about the record
 CHUNK = 10 * BATCH  # records between two words on the progress of a flush
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
 
@@ -112,6 +115,7 @@ class Deliverer:
         self.config = Config()
         self.delivered = 0
         self.fault = ""
+        self.unremoved: set[str] = set()  # records that EventBridge has
         self.called = 0.0  # time.monotonic() of the last call
 
     def run(self, linger: float) -> bool:
@@ -149,6 +153,7 @@ class Deliverer:
         """
         fault = None
         try:
+            self.remove_delivered()
             publisher = self.current_publisher()
             for batch in self.batches(names, publisher):
                 fault = self.publish(batch, publisher) or fault
@@ -187,12 +192,9 @@ class Deliverer:
                     raise
                 self.records.reject(name, str(error))
                 continue
-            except (
-                OSError,
-                ValueError,
-                LookupError,
-                TypeError,
-            ) as error:  # it must not stop others
+            except UNREADABLE as error:
+                if getattr(error, "errno", None) in EXHAUSTED:
+                    raise
                 self.records.reject(name, f"{type(error).__name__}: {error}")
                 continue
             if len(batch) == BATCH or size + entry_size(entry) > SIZE_LIMIT:
@@ -221,19 +223,24 @@ class Deliverer:
             if len(batch) == 1:
                 self.records.reject(next(iter(batch)), str(error))
                 return None
-            for name, entry in batch.items():  # find the one that spoils the call
-                self.publish({name: entry}, publisher)
-            return None
+            faults = [self.publish({name: batch[name]}, publisher) for name in batch]
+            return next(filter(None, faults), None)  # the one that spoiled the call is set aside
         fault = None
         accepted = [n for n, result in zip(batch, results) if not result.error]
-        self.records.remove(accepted)
         self.delivered += len(accepted)
+        self.unremoved.update(accepted)
+        self.remove_delivered()
         for name, (_, refusal) in zip(batch, results):
             if refusal and refusal.status == EX_DATAERR:
                 self.records.reject(name, str(refusal))
             elif refusal:
                 fault = refusal
         return fault
+
+    def remove_delivered(self) -> None:
+        """Remove what EventBridge has; what can't be removed is at least not sent a second time."""
+        self.records.remove(sorted(self.unremoved))
+        self.unremoved.clear()
 
     def more_within(self, seconds: float) -> bool:
         """Stay for so long; tell whether there is a record to deliver."""

@@ -120,7 +120,10 @@ class Spool:
     def remove(self, names: "list[str]") -> None:
         """Forget records that EventBridge has; durably, so that a power cut brings none back."""
         for name in names:
-            os.unlink(name, dir_fd=self.fd)
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass  # by somebody's hand, or by an earlier try that got no further
         if names:
             os.fsync(self.fd)
 
