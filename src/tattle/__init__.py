@@ -11,7 +11,7 @@ class TattleError(Exception):
     """A fault that a person can act on: one line of text and an exit status from sysexits(3)."""
 
     def __init__(self, message: str, status: int) -> None:
-        super().__init__(one_line(message))
+        super().__init__(message)
         self.status = status
 
 
@@ -23,21 +23,3 @@ EX_SOFTWARE = 70  # a defect of tattle
 EX_TEMPFAIL = 75  # throttled, 5xx, not delivered yet
 EX_NOPERM = 77  # no role, or not allowed
 EX_CONFIG = 78  # configuration
-
-
-LONGEST_LINE = 1000  # characters; syslog(3) may drop what is much longer
-
-
-def one_line(text: str) -> str:
-    """Return text that can't forge a log line, steer a terminal or be dropped as too long."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_LINE + 1])
-    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…"
-
-
-def log(message: str) -> None:
-    """Write one line to syslog: authpriv, as sshd does for logins."""
-    import syslog  # 0.3 ms, and most logins have nothing to say
-
-    syslog.openlog("tattle", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
-    syslog.syslog(syslog.LOG_ERR, one_line(message))
-    syslog.closelog()  # or the next socket to get this descriptor's number would get our lines

@@ -1,37 +1,43 @@
-"""The front door: the first of our code that the archive runs.
+"""The front door: the first of our code that the archive runs. Under PAM it leads to the hook, from
+a shell to the command line.
 
-Its syntax suits every Python 3, so that an old one gets a line to read and not a SyntaxError.
+Its syntax suits every Python 3, so that an old one gets a line to read and not a SyntaxError. Short,
+since Python compiles it at each login, and twice: zipimport does so to find a module and to run it.
 """
 
 import os
 import sys
 
+HOT = ("pam", "spool", "hook")  # what a login needs, in the order of who imports whom
+
 
 def main():
     # type: () -> int
-    """Under PAM accept the event, then deliver it; from a shell do what the command line says."""
+    """Return the exit status."""
     if sys.version_info < (3, 9):
-        sys.stderr.write(
-            "tattle: needs Python 3.9 or newer, and %s is %d.%d\n"
-            % (sys.executable, sys.version_info[0], sys.version_info[1])
-        )
+        found = sys.executable, sys.version_info[0], sys.version_info[1]
+        sys.stderr.write("tattle: needs Python 3.9 or newer, and %s is %d.%d\n" % found)
         return 78
-    if "PAM_SERVICE" not in os.environ:
-        from tattle.cli import main as command_line
+    if "PAM_SERVICE" in os.environ:
+        load_once(globals()["__loader__"])
+        from tattle.hook import main as run
+    else:
+        from tattle.cli import main as run
+    return run(sys.argv[1:])
 
-        return command_line()
-    try:
-        from tattle.hook import accept
 
-        spool, record = accept(sys.argv[1:])  # the login goes on; only a deliverer comes back
-        from tattle.deliver import in_background
-
-        return in_background(spool, record)
-    except Exception as error:
-        from tattle import EX_SOFTWARE, log
-
-        log("a defect of tattle's: %s: %s" % (type(error).__name__, error))
-        return EX_SOFTWARE
+def load_once(archive):
+    # type: (object) -> None
+    """Import from the archive what a login needs, compiling each module only once."""
+    importer = type(archive)
+    if importer.__name__ == "zipimporter":  # else pip installed us
+        folder = os.path.join(archive.archive, "tattle")
+        for loader, name in [(archive, "tattle")] + [(importer(folder), name) for name in HOT]:
+            full = name if loader is archive else "tattle." + name
+            module = sys.modules[full] = type(sys)(full)
+            module.__loader__ = loader
+            module.__path__ = [folder]
+            exec(loader.get_code(name), module.__dict__)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tattle import TattleError, __version__, one_line
+from tattle import TattleError, __version__
 from tattle.config import Config, load
 from tattle.detail import age
-from tattle.pam import Session
-from tattle.spool import PATH, REJECTED, Spool, accepted_at, trusted
+from tattle.log import one_line
+from tattle.records import REJECTED, Records, accepted_at
+from tattle.session import Session
+from tattle.spool import PATH, Spool, trusted
 
 PAM_FOLDERS = (
     "/etc/pam.d",
@@ -35,24 +37,18 @@ PROBE_TIMEOUT = 10.0  # seconds, for each probe, all at once
 TIMEOUT = 3.0  # seconds for a connection, and for an answer
 LATE = 60.0  # seconds a record may wait without anything being wrong
 CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
-# What the dynamic loader and the C library read before Python starts, and would obey: ld.so(8) and
-# glibc's sysdeps/generic/unsecvars.h. A mend with pam_env has to unset all of it; so does README's.
+# What the dynamic loader, the C library and Python read before our first line, and would obey:
+# ld.so(8), glibc's sysdeps/generic/unsecvars.h, CPython's Modules/getpath.py. A mend with pam_env
+# has to unset all of it, as README's does.
 UNSECURE = frozenset(
     """
-    LD_ASSUME_KERNEL LD_ASSUME_KERNEL LD_AUDIT LD_AUDIT LD_BIND_NOT LD_BIND_NOT LD_BIND_NOW
-    LD_BIND_NOW LD_DEBUG LD_DEBUG LD_DEBUG_OUTPUT LD_DEBUG_OUTPUT LD_DYNAMIC_WEAK LD_DYNAMIC_WEAK
-    LD_HWCAP_MASK LD_HWCAP_MASK LD_LIBRARY_PATH LD_LIBRARY_PATH LD_ORIGIN_PATH LD_ORIGIN_PATH
-    LD_PREFER_MAP_32BIT_EXEC LD_PREFER_MAP_32BIT_EXEC LD_PRELOAD LD_PRELOAD LD_PROFILE LD_PROFILE
-    LD_PROFILE_OUTPUT LD_PROFILE_OUTPUT LD_SHOW_AUXV LD_SHOW_AUXV LD_TRACE_LOADED_OBJECTS
-    LD_TRACE_LOADED_OBJECTS LD_TRACE_PRELINKING LD_TRACE_PRELINKING LD_USE_LOAD_BIAS
-    LD_USE_LOAD_BIAS LD_VERBOSE LD_VERBOSE LD_WARN LD_WARN GLIBC_TUNABLES GLIBC_TUNABLES
-    MALLOC_ARENA_MAX MALLOC_ARENA_MAX MALLOC_ARENA_TEST MALLOC_ARENA_TEST MALLOC_CHECK_
-    MALLOC_CHECK_ MALLOC_MMAP_MAX_ MALLOC_MMAP_MAX_ MALLOC_MMAP_THRESHOLD_ MALLOC_MMAP_THRESHOLD_
-    MALLOC_PERTURB_ MALLOC_PERTURB_ MALLOC_TOP_PAD_ MALLOC_TOP_PAD_ MALLOC_TRACE MALLOC_TRACE
-    MALLOC_TRIM_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ GCONV_PATH GCONV_PATH GETCONF_DIR GETCONF_DIR
-    HOSTALIASES HOSTALIASES LOCALDOMAIN LOCALDOMAIN LOCPATH LOCPATH NIS_PATH NIS_PATH NLSPATH
-    NLSPATH RESOLV_HOST_CONF RESOLV_HOST_CONF RES_OPTIONS RES_OPTIONS TMPDIR TMPDIR TZ TZ TZDIR
-    TZDIR
+    LD_ASSUME_KERNEL LD_AUDIT LD_BIND_NOT LD_BIND_NOW LD_DEBUG LD_DEBUG_OUTPUT LD_DYNAMIC_WEAK
+    LD_HWCAP_MASK LD_LIBRARY_PATH LD_ORIGIN_PATH LD_PREFER_MAP_32BIT_EXEC LD_PRELOAD LD_PROFILE
+    LD_PROFILE_OUTPUT LD_SHOW_AUXV LD_TRACE_LOADED_OBJECTS LD_TRACE_PRELINKING LD_USE_LOAD_BIAS
+    LD_VERBOSE LD_WARN GLIBC_TUNABLES MALLOC_ARENA_MAX MALLOC_ARENA_TEST MALLOC_CHECK_
+    MALLOC_MMAP_MAX_ MALLOC_MMAP_THRESHOLD_ MALLOC_PERTURB_ MALLOC_TOP_PAD_ MALLOC_TRACE
+    MALLOC_TRIM_THRESHOLD_ GCONV_PATH GETCONF_DIR HOSTALIASES LOCALDOMAIN LOCPATH NIS_PATH NLSPATH
+    RESOLV_HOST_CONF RES_OPTIONS TMPDIR TZ TZDIR PYTHONEXECUTABLE __PYVENV_LAUNCHER__
     """.split()  # noqa: SIM905
 )
 
@@ -81,18 +77,20 @@ def stack(service: str, kind: str = "", above: tuple[str, ...] = ()) -> Iterator
     folder = next((f for f in PAM_FOLDERS if Path(f, service).is_file()), None)
     if folder is None or service in above:
         return
-    file, text = f"{folder}/{service}", Path(folder, service).read_text(errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        include = re.match(r"@include\s+(\S+)", line)
-        entry = re.match(r"-?(auth|account|password|session)\s+(\[.*?\]|\S+)\s+(\S+)(.*)", line)
+    file, number = f"{folder}/{service}", 1
+    for line in Path(file).read_text(errors="replace").replace("\\\n", "\v").split("\n"):
+        words = line.replace("\v", " ").partition("#")[0]
+        entry = re.match(r"\s*-?(\w+)\s+(\[.*?\]|\S+)\s+(\S+)(.*)", words)
+        include = re.match(r"\s*@include\s+(\S+)", words)
         if include:
             yield from stack(include[1], kind, (*above, service))
-        elif entry and kind in ("", entry[1]):
-            if entry[2] in ("include", "substack"):
-                yield from stack(entry[3], entry[1], (*above, service))
+        elif entry and kind in ("", entry[1].lower()):
+            if entry[2].lower() in ("include", "substack"):
+                yield from stack(entry[3], entry[1].lower(), (*above, service))
             else:
-                arguments = entry[4].partition("#")[0].split()
-                yield Line(file, number, entry[1], os.path.basename(entry[3]), arguments)
+                module, arguments = os.path.basename(entry[3]), entry[4].split()
+                yield Line(file, number, entry[1].lower(), module, arguments)
+        number += 1 + line.count("\v")
 
 
 def hooks(service: str) -> list[tuple[int, Line, str]]:
@@ -110,8 +108,15 @@ def user_environment(service: str) -> list[tuple[int, Line]]:
     return [
         (place, line)
         for place, line in enumerate(stack(service))
-        if line.module == "pam_env.so" and "user_readenv=1" in line.arguments
+        if line.module == "pam_env.so" and _last_number("user_readenv=", line.arguments)
     ]
+
+
+def _last_number(option: str, arguments: list[str]) -> int:
+    """Return what an option is set to, as pam_env reads it: atoi(3), the last one counts."""
+    values = [word[len(option) :] for word in arguments if word.startswith(option)]
+    digits = re.match(r"[+-]?\d+", values[-1]) if values else None
+    return int(digits[0]) if digits else 0
 
 
 def unset_before_hook(service: str) -> bool:
@@ -121,8 +126,8 @@ def unset_before_hook(service: str) -> bool:
         files = [word[9:] for word in line.arguments if word.startswith("conffile=")]
         if line.module == "pam_env.so" and line.kind == "session" and files and place > max(opened):
             try:
-                text = Path(files[0]).read_text(errors="replace")
-            except OSError:
+                text = Path(trusted(files[0])).read_text(errors="replace")
+            except (OSError, TattleError):
                 continue
             unset = set(re.findall(r"^(\w+)\s+DEFAULT=\s+OVERRIDE=\s*$", text, re.MULTILINE))
             return unset >= UNSECURE and all(place < hook for hook, _, _ in hooks(service))
@@ -171,6 +176,10 @@ def pam(config: Config) -> Iterator[Finding]:
             yield Finding(f"pam {service}", False, "no line runs tattle", advice)
         for _, at, path in found:
             yield _hook_line(service, at, path, own)
+        if len(found) > 1:
+            places = ", ".join(f"{at.file}:{at.number}" for _, at, _ in found)
+            told = f"runs tattle more than once: each session is told as often ({places})"
+            yield Finding(f"pam {service}", False, told, "remove all of these lines but one")
         if found:
             yield from _environment_hole(service)
 
@@ -209,7 +218,7 @@ def _environment_hole(service: str) -> Iterator[Finding]:
                 f"{line.file}:{line.number} has user_readenv=1: who logs in can run code as root"
                 " (LD_PRELOAD in ~/.pam_environment)"
             )
-            advice = f"sed -i '{line.number}s/ *user_readenv=1//' {line.file}"
+            advice = f"sed -i '{line.number}s/ *user_readenv=[^ ]*//' {line.file}"
             yield Finding(name, False, found, advice)
 
 
@@ -233,8 +242,7 @@ def spool() -> Iterator[Finding]:
         yield Finding("spool", True, f"no {PATH} yet: no login since the installation")
         return
     try:
-        opened = Spool()
-        names = opened.waiting()
+        names = Records(Spool()).waiting()
     except (OSError, TattleError) as error:
         advice = f"chown root: {PATH}; chmod 700 {PATH} (a symbolic link: remove it)"
         yield Finding("spool", False, str(error), advice)

@@ -7,9 +7,12 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
+from typing import NoReturn
 
-from tattle import EX_SOFTWARE, EX_TEMPFAIL, TattleError, __version__, one_line
+from tattle import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, TattleError, __version__
+from tattle.log import one_line
 from tattle.unpack import unpack
 
 # What --debug lets speak: botocore's other loggers print credentials and tokens.
@@ -19,8 +22,9 @@ TELLING = (
     "botocore.regions",
     "botocore.retries",
 )
+PATIENCE = 9.0  # seconds that the smoke test takes at most, whatever hangs
 ATTEMPTS = 2  # calls in the foreground, where somebody waits:
-TIMEOUT = 3.0  # seconds for a connection and for an answer; with IMDS below ten for the worst case
+TIMEOUT = 3.0  # seconds for a connection, and for an answer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except TattleError as error:
-        print(f"tattle: {error}", file=sys.stderr)
+        print(f"tattle: {one_line(str(error))}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return 130
@@ -45,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EX_SOFTWARE
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line's grammar."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="tattle",
         description="Report SSH logins and logouts to Amazon EventBridge. Without a command:"
         " the smoke test, which publishes the session that PAM_TYPE, PAM_USER and PAM_RHOST name.",
@@ -68,22 +72,29 @@ def parser() -> argparse.ArgumentParser:
 
 def smoke_test(options: argparse.Namespace) -> int:
     """Publish the session event that the caller's environment tells of."""
-    from tattle.pam import parse
+    from tattle.session import parse
 
     variables = b"\0".join(
         name + b"=" + value for name, value in os.environb.items() if name.startswith(b"PAM_")
     )
     session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
     from tattle.config import load
     from tattle.events import Publisher
 
+    waiting_for = "IMDS"
+    watchdog = threading.Timer(PATIENCE, lambda: give_up(waiting_for))
+    watchdog.daemon = True
+    watchdog.start()
     publisher = Publisher(load(), ATTEMPTS, TIMEOUT)
+    waiting_for = f"EventBridge at {publisher.client.meta.endpoint_url}"
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
         return 0
     (result,) = publisher.publish([entry])
+    watchdog.cancel()
     if result.error:
         raise result.error
     print(
@@ -91,6 +102,21 @@ def smoke_test(options: argparse.Namespace) -> int:
         result.event_id,
     )
     return 0
+
+
+def give_up(waiting_for: str) -> None:
+    """End the process, which hangs in a place that no time-out reaches: a dead name server, say."""
+    print(
+        f"tattle: no answer within {PATIENCE:.0f} s from {waiting_for}", file=sys.stderr, flush=True
+    )
+    os._exit(EX_UNAVAILABLE)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the exit status of sysexits(3)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def flush(options: argparse.Namespace) -> int:
@@ -108,7 +134,7 @@ def flush(options: argparse.Namespace) -> int:
     delivered, remaining, error = deliver.flush(progress)
     print(f"{delivered} delivered, {remaining} remain")
     if remaining and error:
-        print(f"tattle: {error}", file=sys.stderr)
+        print(f"tattle: {one_line(str(error))}", file=sys.stderr)
     return EX_TEMPFAIL if remaining else 0
 
 

@@ -13,8 +13,9 @@ from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.spool import trusted
 
 PATH = "/etc/tattle.conf"
-SERVICE = "service "  # [service sudo]
 PER_SERVICE = ("source", "detail-type", "event-bus", "fields")
+# PutEventsRequestEntry, but for the region: there will be others
+BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
 DETAIL_TYPE_LIMIT = 128  # characters, PutEventsRequestEntry
 
 
@@ -44,11 +45,18 @@ def load(path: str = PATH) -> Config:
     """Read the file, if there is one. Raises TattleError."""
     try:
         trusted(path)
-        return parse(Path(path).read_text("utf-8"), path)
+        data = Path(path).read_bytes()
+        return parse(data.decode("utf-8-sig"), path)
     except FileNotFoundError:
         return Config()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TattleError(f"{path}: {error}", EX_CONFIG) from error
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise TattleError(f"{path}, line {number}: not UTF-8", EX_CONFIG) from None
+    except OSError as error:
+        raise TattleError(f"{path}: {error.strerror}", EX_CONFIG) from error
+    except TattleError as error:
+        told = str(error) if str(error).startswith(path) else f"{path}: {error}"
+        raise TattleError(told, EX_CONFIG) from error
 
 
 def parse(text: str, path: str = PATH) -> Config:
@@ -57,47 +65,65 @@ def parse(text: str, path: str = PATH) -> Config:
     try:
         parser.read_string(text, path)
     except configparser.Error as error:
-        number = getattr(error, "lineno", None) or getattr(error, "errors", [[1]])[0][0]
-        reason = str(error).split("\n")[0]
-        raise TattleError(f"{path}, line {number}: {reason}", EX_CONFIG) from error
+        number, reason = _unparsable(error)
+        raise TattleError(f"{path}, line {number}: {reason}", EX_CONFIG) from None
     config = Config()
     for section in sorted(parser.sections(), key=lambda name: name != "tattle"):
-        if section != "tattle" and not (section.startswith(SERVICE) and section[len(SERVICE) :]):
+        of_service = re.fullmatch(r"service\s+(\S+)\s*", section)
+        if section != "tattle" and not of_service:
             raise _fault(text, path, section, None, "expected [tattle] or [service NAME]")
-        known = PER_SERVICE if section != "tattle" else tuple(_READERS)
+        known = PER_SERVICE if of_service else tuple(_READERS)
         settings: dict[str, Any] = {}
         for key, value in parser.items(section):
-            if key not in known:
-                raise _fault(text, path, section, key, f"known here: {', '.join(known)}")
             try:
+                if key not in known:
+                    raise ValueError(f"there is no such key; there are: {', '.join(known)}")
+                if "\n" in value and key != "fields":
+                    raise ValueError("goes on in the next line: is that one indented by mistake?")
                 settings[key.replace("-", "_")] = _READERS[key](value)
             except ValueError as error:
                 raise _fault(text, path, section, key, str(error)) from None
-        if section == "tattle":
+        if not of_service:
             config = dataclasses.replace(config, **settings)
+        elif of_service[1] in config.services:
+            raise _fault(text, path, section, None, f"[service {of_service[1]}] is there twice")
         else:
-            name = section[len(SERVICE) :].strip()
             service = dataclasses.replace(config, services={}, **settings)
-            config = dataclasses.replace(config, services={**config.services, name: service})
+            config = dataclasses.replace(
+                config, services={**config.services, of_service[1]: service}
+            )
     return config
 
 
+def _unparsable(error: configparser.Error) -> tuple[int, str]:
+    """Return the line's number and what is wrong with it."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return error.lineno, "expected [tattle] or [service NAME] first"
+    if isinstance(error, configparser.DuplicateOptionError):
+        return error.lineno or 1, f"[{error.section}] {error.option}: is there twice"
+    if isinstance(error, configparser.DuplicateSectionError):
+        return error.lineno or 1, f"[{error.section}] is there twice"
+    number, line = getattr(error, "errors", [(1, "")])[0]
+    return number, f"not understood: {line}"
+
+
 def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> TattleError:
-    within = ""
-    number = 0
-    for number, line in enumerate(text.splitlines(), 1):  # noqa: B007
-        header = re.match(r"\s*\[(.+)\]", line)
-        within = header[1] if header else within
+    within, where = "", 1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = configparser.RawConfigParser.SECTCRE.match(line.strip())
+        if header:
+            within = header["header"]
         name = re.split("[=:]", line, maxsplit=1)[0].strip().lower()
-        if within == section and name == (key or f"[{section}]".lower()):
+        if within == section and (header if key is None else name == key and not header):
+            where = number
             break
-    where = f"[{section}] {key or ''}".strip()
-    return TattleError(f"{path}, line {number}: {where}: {reason}", EX_CONFIG)
+    told = f"[{section}]" if key is None else f"[{section}] {key}"
+    return TattleError(f"{path}, line {where}: {told}: {reason}", EX_CONFIG)
 
 
 def _text(value: str) -> str:
-    if not value:
-        raise ValueError("needs a value")
+    if not value or not value.isprintable():
+        raise ValueError("needs a value of printable characters")
     return value
 
 
@@ -107,6 +133,12 @@ def _source(value: str) -> str:
     return _text(value)
 
 
+def _bus(value: str) -> str:
+    if not BUS.fullmatch(value):
+        raise ValueError("an event bus is a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME")
+    return value
+
+
 def _detail_type(value: str) -> str:
     if len(value) > DETAIL_TYPE_LIMIT:
         raise ValueError(f"a detail-type has at most {DETAIL_TYPE_LIMIT} characters")
@@ -114,7 +146,7 @@ def _detail_type(value: str) -> str:
 
 
 def _fields(value: str) -> tuple[str, ...]:
-    fields = tuple(re.split(r"[,\s]+", value.strip()))
+    fields = tuple(re.split(r"[,\s]+", _text(" ".join(value.split()))))
     known = {**FROM_SESSION, **FROM_SSHD, **FROM_INSTANCE}
     for field in fields:
         if field not in known and not re.fullmatch(r"tag:.+", field):
@@ -130,7 +162,7 @@ def _region(value: str) -> str:
 
 def _url(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/]+\S*", value):
-        raise ValueError("expected a URL: https://…")
+        raise ValueError("expected a URL: https://HOST or http://HOST:PORT")
     return value
 
 
@@ -139,7 +171,9 @@ def _file(value: str) -> str:
         raise ValueError("expected a path from /")
     try:
         return trusted(value)
-    except (OSError, TattleError) as error:
+    except OSError as error:
+        raise ValueError(f"{value}: {error.strerror}") from None
+    except TattleError as error:
         raise ValueError(str(error)) from None
 
 
@@ -153,7 +187,7 @@ def _bool(value: str) -> bool:
 _READERS = {
     "source": _source,
     "detail-type": _detail_type,
-    "event-bus": _text,
+    "event-bus": _bus,
     "fields": _fields,
     "region": _region,
     "resource": _text,

@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import random
-import signal
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from tattle import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, TattleError, log
+from tattle import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, EX_USAGE, TattleError
 from tattle.config import Config, load
-from tattle.hook import lift_limits
-from tattle.pam import Session, parse
-from tattle.spool import Spool, accepted_at
+from tattle.log import log
+from tattle.records import Records, accepted_at
+from tattle.session import Session, parse
+from tattle.spool import Spool
 from tattle.unpack import unpack
 
 if TYPE_CHECKING:
@@ -36,14 +38,14 @@ GLANCE = 0.01  # seconds between two looks while staying
 GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
 LIFE = 15 * 60.0  # seconds after which a busy deliverer makes room for a fresh one
 BATCH = 10  # entries in a PutEvents call
-UNREADABLE = (OSError, ValueError, LookupError, TypeError)  # one such record must not stop others
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing about the record
+# A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
+FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 CHUNK = 10 * BATCH  # records between two words on the progress of a flush
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
 
 
-class Records(Protocol):
-    """Where records wait: the spool, or the memory of a process that could not write there."""
+class Waiting(Protocol):
+    """Where records wait: the spool, or the memory of a process that can't write there."""
 
     def waiting(self) -> list[str]: ...
     def read(self, name: str) -> bytes: ...
@@ -73,14 +75,15 @@ class Memory:
 
 def in_background(spool: Spool | None, record: bytes | None) -> int:
     """Deliver for a hook that has let its login go on. Return the exit status, for --wait."""
-    settle()
     if spool is None:
         return from_memory(record or b"")
+    records = Records(spool)
+    deliverer = Deliverer(records)
     while True:
-        emptied = Deliverer(spool).run(LINGER)
-        spool.unlock()
+        emptied = deliverer.run(LINGER)
+        records.unlock()
         # What was accepted after our last look found the lock taken, and left it to us.
-        if not emptied or not spool.waiting() or not spool.lock():
+        if not emptied or not deliverer.waiting() or not spool.lock():
             return 0 if emptied else EX_TEMPFAIL
 
 
@@ -95,20 +98,18 @@ def from_memory(record: bytes) -> int:
     return EX_TEMPFAIL
 
 
-def settle() -> None:
-    """Be a background process: no limits, signals and priority of the login's."""
-    lift_limits()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.nice(10)
-    os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
+def backoff(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
+    """Yield the seconds to wait after each failure in a row: full jitter below what doubles."""
+    longest = FIRST_PAUSE
+    while True:
+        yield uniform(0, longest)
+        longest = min(2 * longest, LONGEST_PAUSE)
 
 
 class Deliverer:
     """One run of delivery, by whoever holds the lock. Nothing in it raises TattleError."""
 
-    def __init__(self, records: Records, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, records: Waiting, sleep: Callable[[float], None] = time.sleep) -> None:
         self.records = records
         self.sleep = sleep
         self.publisher: Publisher | None = None
@@ -116,18 +117,20 @@ class Deliverer:
         self.delivered = 0
         self.fault = ""
         self.unremoved: set[str] = set()  # records that EventBridge has
+        self.stuck: set[str] = set()  # records that could not be set aside
+        self.unread: TattleError | None = None
         self.called = 0.0  # time.monotonic() of the last call
 
     def run(self, linger: float) -> bool:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
         began = success = time.monotonic()
-        pause = FIRST_PAUSE
+        pauses = backoff()
         while True:
-            names = self.records.waiting()
+            names = self.waiting()
             since_call = time.monotonic() - self.called
             if 0 < len(names) < BATCH and since_call < GATHER:
                 self.sleep(GATHER - since_call)
-                names = self.records.waiting()
+                names = self.waiting()
             if names and time.time() - accepted_at(names[0]) > BACKLOG:
                 self.fault = self.fault or "an earlier deliverer gave up"
             if not names:
@@ -138,20 +141,19 @@ class Deliverer:
             before = self.delivered
             fault = self.deliver(names)
             if self.delivered > before:
-                success, pause = time.monotonic(), FIRST_PAUSE
+                success, pauses = time.monotonic(), backoff()
             if fault:
                 self.log_fault(fault)
                 if time.monotonic() - success > PATIENCE:
                     return False
-                self.sleep(random.uniform(0, pause))
-                pause = min(2 * pause, LONGEST_PAUSE)
+                self.sleep(next(pauses))
 
     def deliver(self, names: list[str]) -> TattleError | None:
         """Send these records once, oldest first; return the fault that kept some of them back.
 
         Stops where EventBridge can't be had; goes on where it refused single entries.
         """
-        fault = None
+        fault = self.unread = None
         try:
             self.remove_delivered()
             publisher = self.current_publisher()
@@ -164,7 +166,7 @@ class Deliverer:
         except Exception as error:  # a defect must not take the next event's deliverer with it
             self.publisher = None
             return TattleError(f"a defect: {type(error).__name__}: {error}", EX_SOFTWARE)
-        return fault
+        return fault or self.unread
 
     def current_publisher(self) -> Publisher:
         """Return the publisher for the configuration as it is now. Raises TattleError."""
@@ -174,6 +176,7 @@ class Deliverer:
         config = load()
         if self.publisher is None or config != self.config:
             self.publisher, self.config = Publisher(config, ATTEMPTS, TIMEOUT), config
+        gc.enable()  # what the front door turned off while all this was loading
         return self.publisher
 
     def batches(self, names: list[str], publisher: Publisher) -> Iterator[dict[str, Entry]]:
@@ -190,14 +193,18 @@ class Deliverer:
             except TattleError as error:
                 if error.status not in (EX_DATAERR, EX_USAGE):
                     raise
-                self.records.reject(name, str(error))
+                self.set_aside(name, str(error))
                 continue
-            except UNREADABLE as error:
-                if getattr(error, "errno", None) in EXHAUSTED:
-                    raise
-                self.records.reject(name, f"{type(error).__name__}: {error}")
+            except OSError as error:
+                if error.errno in FOREIGN:
+                    self.set_aside(name, str(error))
+                else:
+                    self.unread = TattleError(f"can't read {name}: {error}", EX_TEMPFAIL)
                 continue
-            if len(batch) == BATCH or size + entry_size(entry) > SIZE_LIMIT:
+            except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+                self.set_aside(name, f"{type(error).__name__}: {error}")  # it must not stop others
+                continue
+            if len(batch) == BATCH or size + entry_size(entry) >= SIZE_LIMIT:
                 yield batch
                 batch, size = {}, 0
             batch[name] = entry
@@ -207,10 +214,20 @@ class Deliverer:
 
     def session(self, name: str) -> Session:
         """Return the session that a record tells of. Raises OSError or TattleError."""
-        session = parse(self.records.read(name))
-        if not session.moment.get("TATTLE_TIME", "").isdigit():
-            raise TattleError("not a record of tattle's", EX_DATAERR)
+        record = self.records.read(name)
+        session = parse(record)
+        whole = record.endswith(b"\0") and "TATTLE_BOOT" in session.moment
+        if not whole or not re.fullmatch(r"[0-9]{1,19}", session.moment["TATTLE_TIME"]):
+            raise TattleError("a torn record", EX_DATAERR)
         return session
+
+    def set_aside(self, name: str, reason: str) -> None:
+        """Put what can never be sent out of the way; failing that, leave it alone from now on."""
+        try:
+            self.records.reject(name, reason)
+        except OSError as error:
+            self.stuck.add(name)
+            log(f"can't set aside {name} ({reason}): {error}")
 
     def publish(self, batch: dict[str, Entry], publisher: Publisher) -> TattleError | None:
         """Send one batch; remove what was accepted, set aside what never will be."""
@@ -221,7 +238,7 @@ class Deliverer:
             if error.status != EX_DATAERR:
                 raise
             if len(batch) == 1:
-                self.records.reject(next(iter(batch)), str(error))
+                self.set_aside(next(iter(batch)), str(error))
                 return None
             faults = [self.publish({name: batch[name]}, publisher) for name in batch]
             return next(filter(None, faults), None)  # the one that spoiled the call is set aside
@@ -232,7 +249,7 @@ class Deliverer:
         self.remove_delivered()
         for name, (_, refusal) in zip(batch, results):
             if refusal and refusal.status == EX_DATAERR:
-                self.records.reject(name, str(refusal))
+                self.set_aside(name, str(refusal))
             elif refusal:
                 fault = refusal
         return fault
@@ -247,9 +264,13 @@ class Deliverer:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.sleep(GLANCE)
-            if self.records.waiting():
+            if self.waiting():
                 return True
         return False
+
+    def waiting(self) -> list[str]:
+        """Return the names of the records to deliver, oldest first."""
+        return [name for name in self.records.waiting() if name not in self.stuck]
 
     def log_fault(self, error: TattleError) -> None:
         """Say what keeps events back: once, however often it is tried."""
@@ -276,22 +297,25 @@ def flush(progress: Callable[[int, int], None]) -> tuple[int, int, TattleError |
 
     progress is called with both numbers on the way. Raises TattleError if the spool is of no use.
     """
+    load()  # what is wrong there keeps a deliverer waiting, too
     try:
         spool = Spool()
     except OSError as error:
         raise TattleError(f"can't use the spool: {error}", EX_UNAVAILABLE) from error
-    deliverer, fault = Deliverer(spool), None
+    records = Records(spool)
+    deliverer, fault = Deliverer(records), None
     end = time.monotonic() + LONGEST_PAUSE + LINGER
     while not spool.lock():
-        progress(0, len(spool.waiting()))
-        if time.monotonic() > end or not spool.waiting():
-            return 0, len(spool.waiting()), TattleError("another tattle delivers", EX_TEMPFAIL)
+        progress(0, len(records.waiting()))
+        if time.monotonic() > end or not records.waiting():
+            return 0, len(records.waiting()), TattleError("another tattle delivers", EX_TEMPFAIL)
         time.sleep(1)
-    names = spool.waiting()
-    while names and not fault:
-        chunk, names = names[:CHUNK], names[CHUNK:]
-        fault = deliverer.deliver(chunk)
-        names = names or spool.waiting()
-        progress(deliverer.delivered, len(names))
-    spool.unlock()
-    return deliverer.delivered, len(spool.waiting()), fault
+    while True:
+        names = deliverer.waiting()
+        while names and not fault:
+            fault = deliverer.deliver(names[:CHUNK])
+            del names[:CHUNK]
+            progress(deliverer.delivered, len(names))
+        records.unlock()  # as in in_background()
+        if fault or not deliverer.waiting() or not spool.lock():
+            return deliverer.delivered, len(records.waiting()), fault

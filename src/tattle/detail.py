@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tattle.pam import Session
+from tattle.session import Session
 
 if TYPE_CHECKING:
     from tattle.imds import IdentityDocument
@@ -89,7 +89,7 @@ def age(session: Session) -> float | None:
     try:
         uptime = int(session.moment["TATTLE_UPTIME"]) / 1e9
         started = int(session.moment["TATTLE_PARENT_START"]) / os.sysconf("SC_CLK_TCK")
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None
     return max(0.0, uptime - started)
 

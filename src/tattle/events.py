@@ -29,7 +29,7 @@ from tattle import (
 from tattle.config import Config
 from tattle.detail import detail
 from tattle.imds import ATTEMPTS, DOMAIN, PARTITION, TAG, TIMEOUT, IdentityDocument, Metadata
-from tattle.pam import Session
+from tattle.session import Session
 from tattle.spool import trusted
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
@@ -51,7 +51,7 @@ class Result(NamedTuple):
 
 def aws_session() -> tuple[AwsSession, Metadata]:
     """Return a botocore session that speaks IMDSv2 only, and its fetcher. Raises TattleError."""
-    with faults():
+    with faults(), configuring():
         session = AwsSession(
             session_vars={
                 name: (name, "AWS_" + name.upper(), default, int)
@@ -61,6 +61,9 @@ def aws_session() -> tuple[AwsSession, Metadata]:
                 )
             }
         )
+        ca_bundle = session.get_config_variable("ca_bundle")
+        if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
+            raise TattleError(f"ca_bundle: can't read {ca_bundle}", EX_CONFIG)
         if os.geteuid() == 0:
             refuse_foreign_files(session)
         session.user_agent_extra = f"tattle/{__version__}"
@@ -101,7 +104,9 @@ class Publisher:
         self.region = config.region or self.document.get("region") or self._aws_region()
         self.resource = config.resource or self._arn()
         self._tags: dict[str, str | None] = {}
-        with faults(self.metadata):
+        with faults(self.metadata), configuring():
+            if self.aws.get_credentials() is None:
+                raise aws.NoCredentialsError
             self.client = self.aws.create_client(
                 "events",
                 region_name=self.region,
@@ -133,8 +138,10 @@ class Publisher:
         }
         if config.event_bus:
             entry["EventBusName"] = config.event_bus
-        if entry_size(entry) > SIZE_LIMIT:
-            fault = f"this event has {entry_size(entry)} bytes, EventBridge takes {SIZE_LIMIT}"
+        if entry_size(entry) >= SIZE_LIMIT:
+            fault = (
+                f"an event of {entry_size(entry)} bytes: EventBridge takes less than {SIZE_LIMIT}"
+            )
             raise TattleError(fault, EX_DATAERR)
         return entry
 
@@ -182,8 +189,20 @@ class Publisher:
             self.aws.get_partition_for_region(self.region)
         except aws.UnknownRegionError:
             domain = None if self.config.resource else self.metadata.get(DOMAIN)
-            return f"https://events.{self.region}.{domain}" if domain else None
+            if not domain:
+                return None
+            if self._wants("dualstack"):
+                told = f"nobody knows {self.region}'s dual-stack name yet: set endpoint-url"
+                raise TattleError(told, EX_CONFIG) from None
+            service = "events-fips" if self._wants("fips") else "events"
+            return f"https://{service}.{self.region}.{domain}"
         return None
+
+    def _wants(self, variant: str) -> bool:
+        ours = {"fips": self.config.use_fips, "dualstack": self.config.use_dualstack}[variant]
+        return bool(
+            self.aws.get_config_variable(f"use_{variant}_endpoint") if ours is None else ours
+        )
 
 
 def proxies(config: Config) -> dict[str, str] | None:
@@ -217,9 +236,18 @@ def _status(code: str, http: int) -> int:
     """Return the exit status for an error code of EventBridge or STS."""
     if any(word in code for word in TRY_LATER) or http == 429 or http >= 500:
         return EX_TEMPFAIL
-    if code.startswith(OUR_FAULT):
+    if code.startswith(OUR_FAULT) or http == 404:
         return EX_CONFIG
     return EX_DATAERR if code.startswith(DATA_FAULT) or http == 413 else EX_NOPERM
+
+
+@contextlib.contextmanager
+def configuring() -> Iterator[None]:
+    """Turn what botocore raises over a senseless setting into what a person can act on."""
+    try:
+        yield
+    except ValueError as error:
+        raise TattleError(f"configuration: {error}", EX_CONFIG) from error
 
 
 @contextlib.contextmanager

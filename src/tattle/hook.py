@@ -7,13 +7,30 @@ interpreter has loaded by then: the login waits for every millisecond.
 import os
 import time
 
-from tattle import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, TattleError, log
-from tattle.pam import parse, trusted_block
+from tattle import EX_SOFTWARE, EX_TEMPFAIL, TattleError
+from tattle.pam import trusted_block
 from tattle.spool import Spool
 
-WAIT = 5.0  # seconds, for --wait without a number
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
+
+
+def main(arguments: "list[str]") -> int:
+    """Accept the event, let the login go on, and deliver. Return the exit status."""
+    try:
+        spool, record = accept(arguments)  # only a deliverer comes back
+        import gc
+
+        gc.disable()  # nothing that loads now is garbage; deliver.py turns it on again
+        from tattle.deliver import in_background
+
+        return in_background(spool, record)
+    except Exception as error:
+        import syslog  # not by way of log.py: it may be the archive that can't be read
+
+        syslog.openlog("tattle", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+        syslog.syslog(syslog.LOG_ERR, ascii(f"a defect: {type(error).__name__}: {error}")[1:-1])
+        return EX_SOFTWARE
 
 
 def accept(arguments: "list[str]") -> "tuple[Spool | None, bytes | None]":
@@ -26,11 +43,16 @@ def accept(arguments: "list[str]") -> "tuple[Spool | None, bytes | None]":
     try:
         block = trusted_block(environ)
         record = block + moment(environ[: -len(block)])
-        parse(record)
     except TattleError as error:
+        from tattle.log import log
+
         log(str(error))
         os._exit(error.status)
-    wait = patience(arguments)
+    wait = 0.0
+    if arguments:
+        from tattle.process import patience
+
+        wait = patience(arguments)
     spool, name = store(record)
     child = None
     try:
@@ -38,17 +60,29 @@ def accept(arguments: "list[str]") -> "tuple[Spool | None, bytes | None]":
         if not (spool and name) or spool.lock():
             child = os.fork()
     except OSError as error:
+        from tattle.log import log
+
         log(f"can't start delivery, {'the event waits' if name else 'an event is lost'}: {error}")
         os._exit(0 if name and not wait else EX_TEMPFAIL)
     if child != 0:
-        os._exit(delivered(spool, name, child, wait) if wait else 0)
-    detach(spool)
+        if not wait:
+            os._exit(0)
+        from tattle.process import delivered
+
+        os._exit(delivered(spool, name, child, wait))
+    from tattle.process import leave_login
+
+    leave_login(spool)
     return (spool, None) if name else (None, record)
 
 
 def prepare() -> bytes:
     """Return the environment block as the kernel has it; empty our own, and be root all the way."""
-    os.environ.clear()
+    for name in list(os.environb):
+        try:
+            del os.environb[name]
+        except OSError:
+            pass  # no name at all: nobody can ask for it
     os.umask(0o077)
     if os.geteuid() == 0:
         os.setresgid(0, 0, 0)  # su keeps the caller's real ids
@@ -91,79 +125,12 @@ def glance(path: str) -> bytes:
         return b""
 
 
-def patience(arguments: "list[str]") -> float:
-    """Return the seconds that --wait[=SECONDS] asks for, else 0."""
-    wait = 0.0
-    for argument in arguments:
-        option, _, value = argument.partition("=")
-        try:
-            if option != "--wait":
-                raise ValueError
-            wait = float(value) if value else WAIT
-        except ValueError:  # an event is worth more than a slip in the PAM line
-            log(f"ignored on the PAM line: {argument!r} (only --wait[=SECONDS] is known there)")
-    return wait
-
-
 def store(record: bytes) -> "tuple[Spool | None, str | None]":
     """Put the record into the spool; return it and the record's name, as far as they exist."""
-    spool = None
-    for attempt in (1, 2):
-        try:
-            spool = spool or Spool()
-            return spool, spool.accept(record)
-        except (OSError, TattleError) as error:
-            if attempt == 1:
-                lift_limits()  # pam_limits may have set the user's on us
-            else:
-                log(f"can't spool, delivering from memory: {error}")
-    return spool, None
+    try:
+        spool = Spool()
+        return spool, spool.accept(record)
+    except (OSError, TattleError):
+        from tattle.process import store_without_limits
 
-
-def lift_limits() -> None:
-    """Undo the limits that would stop root from writing a file; leave no core."""
-    import resource
-
-    nofile = (1024, max(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    free = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    for limit, value in (
-        (resource.RLIMIT_CORE, (0, 0)),
-        (resource.RLIMIT_NOFILE, nofile),
-        (resource.RLIMIT_FSIZE, free),
-        (resource.RLIMIT_AS, free),
-        (resource.RLIMIT_DATA, free),
-        (resource.RLIMIT_CPU, free),
-    ):
-        try:
-            resource.setrlimit(limit, value)
-        except (OSError, ValueError):
-            pass  # a container without CAP_SYS_RESOURCE: as good as it gets
-
-
-def delivered(spool: "Spool | None", name: "str | None", child: "int | None", wait: float) -> int:
-    """Wait until EventBridge has the event or the time is up; return the exit status."""
-    deadline = time.monotonic() + wait
-    while time.monotonic() < deadline:
-        if spool and name:
-            if not spool.has(name):
-                return EX_DATAERR if spool.has("rejected/" + name) else 0
-        elif child:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.WEXITSTATUS(status) if os.WIFEXITED(status) else EX_SOFTWARE
-        time.sleep(0.005)
-    return EX_TEMPFAIL
-
-
-def detach(spool: "Spool | None") -> None:
-    """Let go of all that ties this process to the login."""
-    os.chdir("/")
-    for fd in os.listdir("/proc/self/fd"):  # `pam_exec stdout` waits until its pipe is closed
-        if spool is None or int(fd) != spool.fd:
-            try:
-                os.close(int(fd))
-            except OSError:
-                pass  # the one that listed the folder
-    null = os.open("/dev/null", os.O_RDWR)
-    while null < 2:
-        null = os.dup(null)
+        return store_without_limits(record)

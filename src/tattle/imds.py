@@ -6,12 +6,14 @@ botocore's own fetcher does the requests, for the identity as for the credential
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from typing import Any, TypedDict, cast
 
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, ReadTimeoutError
 from botocore.session import Session
-from botocore.utils import InstanceMetadataFetcher, resolve_imds_endpoint_mode
+from botocore.utils import BadIMDSRequestError, InstanceMetadataFetcher, resolve_imds_endpoint_mode
 
 from tattle import EX_UNAVAILABLE, TattleError
 
@@ -22,6 +24,15 @@ IDENTITY = "latest/dynamic/instance-identity/document"
 TAG = "latest/meta-data/tags/instance/"
 PARTITION = "latest/meta-data/services/partition"
 DOMAIN = "latest/meta-data/services/domain"
+
+
+# The document's fields that must be there, and how they look
+NEEDED = {
+    "accountId": re.compile(r"\d{12}").fullmatch,
+    "instanceId": re.compile(r"[\w-]+").fullmatch,
+    "region": re.compile(r"[a-z0-9]+(-[a-z0-9]+)+").fullmatch,
+}
+BOTOCORE_GIVES_UP = (InstanceMetadataFetcher._RETRIES_EXCEEDED_ERROR_CLS, BadIMDSRequestError)
 
 
 class IdentityDocument(TypedDict, total=False):
@@ -68,7 +79,7 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
         """Return the text at a path, or None if there is none. Raises TattleError."""
         try:
             response = self._get_request(path, _is_fault, self._fetch_metadata_token())
-        except (BotoCoreError, ValueError, self._RETRIES_EXCEEDED_ERROR_CLS) as error:
+        except (BotoCoreError, ValueError, *BOTOCORE_GIVES_UP) as error:
             raise TattleError(self.fault(), EX_UNAVAILABLE) from error
         return None if response.status_code == 404 else cast(str, response.text)
 
@@ -79,7 +90,7 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
             raise TattleError(self.fault(), EX_UNAVAILABLE)
         try:
             document = json.loads(text)
-            missing = [k for k in ("accountId", "instanceId", "region") if not document.get(k)]
+            missing = [name for name, form in NEEDED.items() if not form(str(document.get(name)))]
         except (ValueError, AttributeError):
             raise TattleError(f"{self.fault()} with no identity document", EX_UNAVAILABLE) from None
         if missing:
@@ -89,12 +100,22 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
 
     def _get_credentials(self, role_name: str, token: str | None = None) -> Any:
         credentials = super()._get_credentials(role_name, token)
-        if credentials.get("Code", "Success") != "Success":
-            told = f"{credentials['Code']}: {credentials.get('Message', '')}"
-            self._session.seen = f"gives no credentials for the role {role_name}: {told}"
-        elif not self._contains_all_credential_fields(credentials):
-            self._session.seen = f"gives malformed credentials for the role {role_name}"
-        return credentials
+        told = "malformed ones"
+        if isinstance(credentials, dict):
+            if credentials.get("Code", "Success") != "Success":
+                told = f"none: {credentials['Code']}: {credentials.get('Message')}"
+            elif self._are_whole(credentials):
+                return credentials
+        self._session.seen = f"asked for the credentials of the role {role_name} gives {told}"
+        return {}
+
+    def _are_whole(self, credentials: dict[str, object]) -> bool:
+        texts = [str(credentials.get(name) or "") for name in self._REQUIRED_CREDENTIAL_FIELDS]
+        try:
+            datetime.datetime.strptime(str(credentials.get("Expiration")), "%Y-%m-%dT%H:%M:%SZ")
+        except ValueError:
+            return False
+        return all(text and text.isascii() and text.isprintable() for text in texts)
 
 
 class _Witness:

@@ -1,8 +1,7 @@
 """The spool: accepted events on disk until EventBridge has them.
 
 One file a record, named so that names sort by the time of acceptance. A record is complete when it
-has its name: a temporary name, fsync, rename, fsync of the folder. What is no record goes to
-`rejected/`.
+has its name: a temporary name, fsync, rename, fsync of the folder. records.py is the other end.
 
 Imported on the login's path: only what the interpreter has loaded by then.
 """
@@ -11,13 +10,11 @@ import os
 import stat
 import time
 
-from tattle import EX_NOPERM, TattleError, log
+from tattle import EX_NOPERM, TattleError
 
 PATH = "/var/spool/tattle"
 LIMIT = 100_000  # records: about 400 MB of disk and two days of a login every two seconds
-REJECTED = "rejected"
 TEMPORARY = ".accepting-"
-STALE = 60  # seconds after which a temporary file is what a killed hook left behind
 
 
 def trusted(path: str) -> str:
@@ -40,17 +37,6 @@ def trusted(path: str) -> str:
     return whole
 
 
-def is_record(name: str) -> bool:
-    """Tell whether a file's name is that of a record: 20 digits of nanoseconds, a process id."""
-    moment, _, process = name.partition("-")
-    return len(moment) == 20 and moment.isdigit() and process.isdigit()
-
-
-def accepted_at(name: str) -> float:
-    """Return the seconds since the epoch at which a record was accepted."""
-    return int(name[:20]) / 1e9
-
-
 def private_folder(path: str) -> int:
     """Open a folder that is this user's alone, made on first use, and return its descriptor.
 
@@ -61,6 +47,10 @@ def private_folder(path: str) -> int:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
+    else:
+        parent = os.open(os.path.dirname(path), os.O_RDONLY)
+        os.fsync(parent)
+        os.close(parent)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -90,51 +80,17 @@ class Spool:
                 record = record[os.write(file, record) :]
             os.fsync(file)
             os.rename(TEMPORARY + name, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        except BaseException:
-            os.unlink(TEMPORARY + name, dir_fd=self.fd)
+            os.fsync(self.fd)
+        except OSError:
+            for half in (TEMPORARY + name, name):
+                try:
+                    os.unlink(half, dir_fd=self.fd)
+                except OSError:
+                    pass  # the one that is not there
             raise
         finally:
             os.close(file)
-        os.fsync(self.fd)
         return name
-
-    def waiting(self) -> "list[str]":
-        """Return the names of the records, oldest first; set aside what is none."""
-        records = []
-        for name in os.listdir(self.fd):
-            if is_record(name):
-                records.append(name)
-            elif name != REJECTED and (not name.startswith(TEMPORARY) or self._age(name) > STALE):
-                try:
-                    self.reject(name, "no record of tattle's")
-                except OSError as error:
-                    log(f"can't set aside {self.path}/{name}: {error}")
-        return sorted(records)
-
-    def read(self, name: str) -> bytes:
-        """Return a record. Raises OSError."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(name, "rb", opener=lambda path, _: os.open(path, flags, dir_fd=self.fd)) as file:
-            return file.read()
-
-    def remove(self, names: "list[str]") -> None:
-        """Forget records that EventBridge has; durably, so that a power cut brings none back."""
-        for name in names:
-            try:
-                os.unlink(name, dir_fd=self.fd)
-            except FileNotFoundError:
-                pass  # by somebody's hand, or by an earlier try that got no further
-        if names:
-            os.fsync(self.fd)
-
-    def reject(self, name: str, reason: str) -> None:
-        """Set aside what can never be sent, for a person to look at, and log it."""
-        try:
-            os.mkdir(REJECTED, 0o700, dir_fd=self.fd)
-        except FileExistsError:
-            pass
-        os.rename(name, f"{REJECTED}/{name}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        log(f"set aside {self.path}/{REJECTED}/{name}: {reason}")
 
     def lock(self) -> bool:
         """Become the one deliverer, unless somebody is."""
@@ -143,25 +99,5 @@ class Spool:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Let another be the deliverer."""
-        import fcntl
-
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-
-    def _age(self, name: str) -> float:
-        try:
-            return time.time() - os.lstat(name, dir_fd=self.fd).st_mtime
-        except FileNotFoundError:
-            return 0  # accepted in the meantime
-
-    def has(self, name: str) -> bool:
-        """Tell whether a record is there."""
-        try:
-            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
             return False
         return True

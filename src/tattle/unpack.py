@@ -4,8 +4,10 @@ Never on the login's path: this is the deliverer's and the command line's busine
 """
 
 import fcntl
+import io
 import json
 import os
+import pwd
 import shutil
 import sys
 import zipfile
@@ -24,13 +26,13 @@ def unpack() -> None:
     loader = tattle.__loader__
     if not isinstance(loader, zipimporter):
         return  # installed by pip, which brought botocore
-    archive, build = loader.archive, json.loads(loader.get_data("environment.json"))["build_id"]
+    build = json.loads(loader.get_data("environment.json"))["build_id"]
     if any(path.endswith(f"/{build}/site-packages") for path in sys.path):
         return
     faults = []
     for root in caches():
         try:
-            site = unpacked(archive, root, build)
+            site = unpacked(loader, root, build)
         except (OSError, TattleError) as error:
             faults.append(f"{root}: {error}")
         else:
@@ -42,37 +44,38 @@ def unpack() -> None:
 def caches() -> "list[Path]":
     """Return the folders to unpack to, best first. No environment variable has a say in it."""
     if os.geteuid() == 0:
-        return [
-            Path("/var/cache/tattle"),
-            Path("/run/tattle"),
-        ]  # /run: when /var is full or read-only
-    import pwd
+        return [Path("/var/cache/tattle"), Path("/run/tattle")]  # the latter where /var is full
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise TattleError(
+            f"can't unpack botocore: user {os.geteuid()} has no home", EX_UNAVAILABLE
+        ) from None
+    return [Path(home, ".cache", "tattle")]
 
-    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
-    (home / ".cache").mkdir(0o700, exist_ok=True)
-    return [home / ".cache" / "tattle"]
 
-
-def unpacked(archive: str, root: Path, build: str) -> Path:
+def unpacked(loader: zipimporter, root: Path, build: str) -> Path:
     """Return the build's site-packages below root, unpacked whole and on disk."""
+    if os.geteuid() != 0:
+        root.parent.mkdir(0o700, exist_ok=True)  # ~/.cache
     folder = private_folder(str(root))
     try:
         target = root / build
         if not (target / COMPLETE).exists():
             fcntl.flock(folder, fcntl.LOCK_EX)
             if not (target / COMPLETE).exists():
-                extract(archive, target)
+                extract(loader, target)
         return target / "site-packages"
     finally:
         os.close(folder)
 
 
-def extract(archive: str, target: Path) -> None:
+def extract(loader: zipimporter, target: Path) -> None:
     """Unpack with shiv, have it on disk, and only then say so; remove what other builds left."""
     from _bootstrap import extract_site_packages
 
-    with zipfile.ZipFile(archive) as file:
-        extract_site_packages(file, target, force=True)
+    with zipfile.ZipFile(io.BytesIO(loader.get_data("site-packages.zip"))) as file:
+        extract_site_packages(file, target, compile_pyc=True, compile_workers=1, force=True)
     for path in [*target.rglob("*"), target]:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
