@@ -1,8 +1,7 @@
-"""The front door: the first of our code that the archive runs. Under PAM it leads to the hook, from
-a shell to the command line.
+"""The front door: the first of our code that the archive runs. It leads to the hook or the shell.
 
-Its syntax suits every Python 3, so that an old one gets a line to read and not a SyntaxError. Short,
-since Python compiles it at each login, and twice: zipimport does so to find a module and to run it.
+Its syntax suits every Python 3, so that an old one gets a line to read and not a SyntaxError.
+Short, since each login compiles it, and twice: zipimport does so to find a module and to run it.
 """
 
 import os
@@ -19,15 +18,14 @@ def main():
         sys.stderr.write("tattle: needs Python 3.9 or newer, and %s is %d.%d\n" % found)
         return 78
     if "PAM_SERVICE" in os.environ:
-        load_once(globals()["__loader__"])
+        load_once(globals()["__loader__"])  # type: ignore[no-untyped-call]
         from tattle.hook import main as run
     else:
         from tattle.cli import main as run
     return run(sys.argv[1:])
 
 
-def load_once(archive):
-    # type: (object) -> None
+def load_once(archive):  # type: ignore[no-untyped-def]
     """Import from the archive what a login needs, compiling each module only once."""
     importer = type(archive)
     if importer.__name__ == "zipimporter":  # else pip installed us

@@ -24,10 +24,11 @@ from typing import NamedTuple
 from tattle import TattleError, __version__
 from tattle.config import Config, load
 from tattle.detail import age
+from tattle.files import trusted
 from tattle.log import one_line
 from tattle.records import REJECTED, Records, accepted_at
 from tattle.session import Session
-from tattle.spool import PATH, Spool, trusted
+from tattle.spool import PATH, Spool
 
 PAM_FOLDERS = (
     "/etc/pam.d",

@@ -10,7 +10,7 @@ from typing import Any
 
 from tattle import EX_CONFIG, TattleError
 from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
-from tattle.spool import trusted
+from tattle.files import trusted
 
 PATH = "/etc/tattle.conf"
 PER_SERVICE = ("source", "detail-type", "event-bus", "fields")

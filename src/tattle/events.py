@@ -28,9 +28,9 @@ from tattle import (
 )
 from tattle.config import Config
 from tattle.detail import detail
+from tattle.files import trusted
 from tattle.imds import ATTEMPTS, DOMAIN, PARTITION, TAG, TIMEOUT, IdentityDocument, Metadata
 from tattle.session import Session
-from tattle.spool import trusted
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
 # PutEventsResultEntry: what no later try can change. Permissions and names can be mended.

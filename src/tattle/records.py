@@ -10,7 +10,7 @@ import os
 import time
 
 from tattle.log import log
-from tattle.spool import TEMPORARY, Spool
+from tattle.spool import PATH, TEMPORARY, Spool
 
 REJECTED = "rejected"
 STALE = 60  # seconds after which a temporary file is what a killed hook left behind
@@ -31,7 +31,7 @@ class Records:
     """The records of a spool."""
 
     def __init__(self, spool: Spool) -> None:
-        self.path, self.fd = spool.path, spool.fd
+        self.fd = spool.fd
         self.stuck: set[str] = set()  # what is no record and could not be set aside
 
     def waiting(self) -> list[str]:
@@ -45,7 +45,7 @@ class Records:
                     self.reject(name, "no record of tattle's")
                 except OSError as error:
                     self.stuck.add(name)
-                    log(f"can't set aside {self.path}/{name}: {error}")
+                    log(f"can't set aside {PATH}/{name}: {error}")
         return sorted(records)
 
     def read(self, name: str) -> bytes:
@@ -78,7 +78,7 @@ class Records:
         except FileNotFoundError:
             return  # somebody was quicker
         os.fsync(self.fd)
-        log(f"set aside {self.path}/{REJECTED}/{name}: {reason}")
+        log(f"set aside {PATH}/{REJECTED}/{name}: {reason}")
 
     def unlock(self) -> None:
         """Let another be the deliverer."""

@@ -16,7 +16,7 @@ from zipimport import zipimporter
 
 import tattle
 from tattle import EX_UNAVAILABLE, TattleError
-from tattle.spool import private_folder
+from tattle.files import private_folder
 
 COMPLETE = ".complete"  # written last: without it a power cut may have left empty files
 
