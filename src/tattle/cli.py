@@ -140,7 +140,7 @@ def flush(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Find what keeps events from arriving."""
+    unpack()
     from tattle import check
 
-    unpack()
     return check.main(options.send, options.json)

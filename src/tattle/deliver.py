@@ -286,10 +286,10 @@ class Deliverer:
 
 
 def believed(session: Session) -> bool:
-    """Tell whether to believe what sshd said of the connection: check.believed()."""
-    from tattle import check  # rarely asked for, and not small
+    """Tell whether to believe what sshd said of the connection: pamd.believed()."""
+    from tattle import pamd  # rarely asked for
 
-    return check.believed(session)
+    return pamd.believed(session)
 
 
 def flush(progress: Callable[[int, int], None]) -> tuple[int, int, TattleError | None]:

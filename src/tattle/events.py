@@ -70,7 +70,8 @@ def aws_session() -> tuple[AwsSession, Metadata]:
         session.set_config_variable("ec2_metadata_v1_disabled", True)
         metadata = Metadata(session)
         credentials = session.get_component("credential_provider")
-        credentials.insert_before("iam-role", InstanceMetadataProvider(metadata))
+        credentials.insert_after("iam-role", InstanceMetadataProvider(metadata))
+        credentials.remove("iam-role")  # botocore's own, which would ask all over
         return session, metadata
 
 
@@ -93,6 +94,16 @@ def refuse_foreign_files(session: AwsSession) -> None:
                 trusted(os.path.abspath(os.path.expanduser(path)))
 
 
+def arn(session: AwsSession, metadata: Metadata, document: IdentityDocument) -> str:
+    """Return the instance's ARN, in the partition of its region. Raises TattleError."""
+    region, account = document["region"], document["accountId"]
+    try:
+        partition = session.get_partition_for_region(region)
+    except aws.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
+        partition = metadata.get(PARTITION) or "aws"
+    return f"arn:{partition}:ec2:{region}:{account}:instance/{document['instanceId']}"
+
+
 class Publisher:
     """EventBridge and the instance whose events it is told, for one configuration."""
 
@@ -102,7 +113,7 @@ class Publisher:
         self.aws, self.metadata = aws_session()
         self.document = IdentityDocument() if config.resource else self.metadata.identity()
         self.region = config.region or self.document.get("region") or self._aws_region()
-        self.resource = config.resource or self._arn()
+        self.resource = config.resource or arn(self.aws, self.metadata, self.document)
         self._tags: dict[str, str | None] = {}
         with faults(self.metadata), configuring():
             if self.aws.get_credentials() is None:
@@ -173,14 +184,6 @@ class Publisher:
         if not region:
             raise TattleError("no region: set `region` next to `resource`", EX_CONFIG)
         return str(region)
-
-    def _arn(self) -> str:
-        region, account = self.document["region"], self.document["accountId"]
-        try:
-            partition = self.aws.get_partition_for_region(region)
-        except aws.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
-            partition = self.metadata.get(PARTITION) or "aws"
-        return f"arn:{partition}:ec2:{region}:{account}:instance/{self.document['instanceId']}"
 
     def _endpoint(self) -> str | None:
         if self.config.endpoint_url:

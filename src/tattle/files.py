@@ -8,6 +8,15 @@ import stat
 from tattle import EX_NOPERM, TattleError
 
 
+class ForeignError(TattleError):
+    """A file or folder that somebody else could have written; `mode` is for chmod(1)."""
+
+    def __init__(self, path: str, fault: str, mode: str) -> None:
+        super().__init__(f"{path} {fault}", EX_NOPERM)
+        self.path = path
+        self.mode = mode
+
+
 def trusted(path: str) -> str:
     """Return the path if only root and this user can have put there, or exchanged, what it names.
 
@@ -22,7 +31,7 @@ def trusted(path: str) -> str:
         mode = status.st_mode
         open_to_all = mode & 0o022 and not mode & stat.S_ISVTX and not stat.S_ISLNK(mode)
         if status.st_uid not in (0, os.geteuid()) or open_to_all:
-            raise TattleError(f"{whole} belongs to or can be written by somebody else", EX_NOPERM)
+            raise ForeignError(whole, "belongs to or can be written by somebody else", "go-w")
         if stat.S_ISLNK(mode):
             whole = trusted(os.path.join(parent, os.readlink(whole)))
     return whole
@@ -47,5 +56,5 @@ def private_folder(path: str) -> int:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(fd)
         user = "root" if os.geteuid() == 0 else "you"
-        raise TattleError(f"{path} must belong to {user}, with mode 0700", EX_NOPERM)
+        raise ForeignError(path, f"must belong to {user}, with mode 0700", "700")
     return fd

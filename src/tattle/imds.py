@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+from collections.abc import Callable
 from typing import Any, TypedDict, cast
 
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, ReadTimeoutError
@@ -65,6 +66,7 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
             },
         )
         self._session = _Witness(self._session)
+        self.expiration = ""  # of the role's credentials, as IMDS last said it
 
     def fault(self) -> str:
         """Say what the last request came to, for a person."""
@@ -90,7 +92,7 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
             raise TattleError(self.fault(), EX_UNAVAILABLE)
         try:
             document = json.loads(text)
-            missing = [name for name, form in NEEDED.items() if not form(str(document.get(name)))]
+            missing = [name for name, form in NEEDED.items() if not _is(form, document.get(name))]
         except (ValueError, AttributeError):
             raise TattleError(f"{self.fault()} with no identity document", EX_UNAVAILABLE) from None
         if missing:
@@ -110,12 +112,15 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
         return {}
 
     def _are_whole(self, credentials: dict[str, object]) -> bool:
-        texts = [str(credentials.get(name) or "") for name in self._REQUIRED_CREDENTIAL_FIELDS]
+        texts = [credentials.get(name) for name in self._REQUIRED_CREDENTIAL_FIELDS]
+        if not all(isinstance(t, str) and t and t.isascii() and t.isprintable() for t in texts):
+            return False
+        self.expiration = str(credentials["Expiration"])
         try:
-            datetime.datetime.strptime(str(credentials.get("Expiration")), "%Y-%m-%dT%H:%M:%SZ")
+            datetime.datetime.strptime(self.expiration, "%Y-%m-%dT%H:%M:%SZ")
         except ValueError:
             return False
-        return all(text and text.isascii() and text.isprintable() for text in texts)
+        return True
 
 
 class _Witness:
@@ -142,6 +147,10 @@ class _Witness:
         if self.status == 403:
             self.seen += " (is the instance metadata service enabled?)"
         return response
+
+
+def _is(form: Callable[[str], object], value: object) -> bool:
+    return isinstance(value, str) and bool(form(value))
 
 
 def _is_fault(response: Any) -> bool:
