@@ -116,8 +116,6 @@ class Publisher:
         self.resource = config.resource or arn(self.aws, self.metadata, self.document)
         self._tags: dict[str, str | None] = {}
         with faults(self.metadata), configuring():
-            if self.aws.get_credentials() is None:
-                raise aws.NoCredentialsError
             self.client = self.aws.create_client(
                 "events",
                 region_name=self.region,

@@ -29,8 +29,9 @@ def trusted(path: str) -> str:
         parent, whole = whole or "/", whole + "/" + part
         status = os.lstat(whole)
         mode = status.st_mode
-        open_to_all = mode & 0o022 and not mode & stat.S_ISVTX and not stat.S_ISLNK(mode)
-        if status.st_uid not in (0, os.geteuid()) or open_to_all:
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        writable = mode & 0o022 and not sticky and not stat.S_ISLNK(mode)
+        if status.st_uid not in (0, os.geteuid()) or writable:
             raise ForeignError(whole, "belongs to or can be written by somebody else", "go-w")
         if stat.S_ISLNK(mode):
             whole = trusted(os.path.join(parent, os.readlink(whole)))

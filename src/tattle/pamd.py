@@ -62,11 +62,7 @@ class Stack:
         found = []
         for place, line in enumerate(self.lines):
             values = [word[13:] for word in line.arguments if word.startswith("user_readenv=")]
-            if (
-                line.module == "pam_env.so"
-                and values
-                and not re.match(r"[+-]?0*(\D|$)", values[-1])
-            ):
+            if line.module == "pam_env.so" and values and not OFF.match(values[-1]):
                 found.append((place, line))
         return found
 
