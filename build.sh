@@ -8,10 +8,11 @@ usage() {
     cat <<'EOF'
 Usage: ./build.sh [COMMAND]
 
-  (none)              build dist/tattle and dist/tattle.sha256
+  (none)              build dist/tattle, dist/tattle.sha256 and dist/tattle.cdx.json, the SBOM
   test [ARGUMENT …]   build, then lint, check types and run the tests; arguments go to pytest
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
   bench [ARGUMENT …]  build, then measure
+  coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
 
 PYTHON=… chooses the Python that builds and runs the tests. The bytes built are the same with any.
@@ -36,21 +37,26 @@ find_python() {
 }
 
 # pip as the machine has it set up (index, proxy, CA), but for what would install to another place.
-pip_install() {
+pip() {
     env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_CONSTRAINT PIP_USER=0 \
-        "$1/bin/python" -Im pip install -qq --disable-pip-version-check "${@:2}"
+        "$1/bin/python" -Im pip "$2" -qq --disable-pip-version-check "${@:3}"
 }
 
 # venv FOLDER LOCK WHAT: makes the venv, unless it stands and was made of this lock with this Python.
 venv() {
     local folder=$1 lock=$2 what=$3 made_from
     made_from="$("$python" -Ic 'import sys; print(sys.executable, sys.version)'; cat "$lock")"
-    if [[ -f $folder/made-from && $(<"$folder/made-from") == "$made_from" ]]; then return; fi
+    local hashed=(--require-hashes --no-deps --only-binary :all: -r "$lock")
+    if [[ -d $folder/wheels && -f $folder/made-from && $(<"$folder/made-from") == "$made_from" ]]; then
+        return
+    fi
     say "installing $what …"
     rm -rf "$folder"
     "$python" -Im venv "$folder"
     # --no-deps: the lock is complete; --only-binary: no setup.py runs, with tools that no hash names.
-    pip_install "$folder" --require-hashes --no-deps --only-binary :all: -r "$lock"
+    # The wheels are kept: src/sbom.py tells which they were.
+    pip "$folder" download "${hashed[@]}" --dest "$folder/wheels"
+    pip "$folder" install "${hashed[@]}" --no-index --find-links "$folder/wheels"
     printf '%s\n' "$made_from" >"$folder/made-from"
 }
 
@@ -58,6 +64,7 @@ build() {
     find_python
     venv .venv requirements.lock "build tools"
     .venv/bin/python -I src/pack.py
+    .venv/bin/python -I src/sbom.py
 }
 
 test_tools() { venv .venv-test tests/requirements.lock "test tools"; }
@@ -71,8 +78,8 @@ clean() {
     env -i "${kept[@]}" "$@"
 }
 
-# The tests log in through a real sshd, and count system calls with strace. Root gets the missing
-# ones from apt; nobody else does, and nobody where systemd runs, as that would start an SSH server.
+# The tests log in through a real sshd, count system calls with strace, … Root gets the missing ones
+# from apt; nobody else does, and nobody where systemd runs, as that would start an SSH server.
 system_packages() {
     local missing=()
     PATH=$PATH:/usr/sbin:/sbin
@@ -80,6 +87,7 @@ system_packages() {
     command -v ssh >/dev/null || missing+=(openssh-client)
     command -v strace >/dev/null || missing+=(strace)
     command -v sudo >/dev/null || missing+=(sudo)
+    command -v faketime >/dev/null || missing+=(faketime)
     command -v systemd-analyze >/dev/null || missing+=(systemd)
     if [[ ${#missing[@]} == 0 ]]; then return; fi
     if [[ $EUID != 0 || -d /run/systemd/system ]] || ! command -v apt-get >/dev/null; then
@@ -100,7 +108,7 @@ run_tests() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh tests/bench/curl_tattle.sh
     clean "$bin/python" -m pytest "$@"
 }
 
@@ -113,7 +121,7 @@ lock() {
     trap "rm -rf '$work'" EXIT
     say "installing uv …"
     "$python" -Im venv "$work/venv"
-    pip_install "$work/venv" uv
+    pip "$work/venv" install uv
     resolve() {
         "$work/venv/bin/uv" pip compile --quiet --universal --python-version 3.9 \
             --generate-hashes --no-header --no-emit-index-url --python "$work/venv/bin/python" \
@@ -164,8 +172,15 @@ demo)
     ;;
 bench)
     build
+    system_packages
     test_tools
     clean .venv-test/bin/python tests/bench "$@"
+    ;;
+coverage)
+    build
+    system_packages
+    test_tools
+    clean .venv-test/bin/python tests/cover.py "$@"
     ;;
 lock)
     lock

@@ -121,7 +121,8 @@ def environment(service: str, stack: Stack) -> Iterator[Finding]:
                 f"{line.file}:{line.number} reads ~/.pam_environment: who logs in can run code as"
                 " root (LD_PRELOAD)"
             )
-            advice = rf"sed -i '{line.number}s/\[\?user_readenv=[^] ]*\]\?//' {line.file}"
+            option = next(w for w in line.arguments if w.startswith("user_readenv="))
+            advice = f"sed -i '{line.number}s/ *{option}//' {line.file}"
             yield Finding(name, False, told, advice)
 
 
