@@ -18,8 +18,11 @@ def main():
         sys.stderr.write("tattle: needs Python 3.9 or newer, and %s is %d.%d\n" % found)
         return 78
     if "PAM_SERVICE" in os.environ:
-        load_once(globals()["__loader__"])  # type: ignore[no-untyped-call]
-        from tattle.hook import main as run
+        try:
+            load_once(globals()["__loader__"])  # type: ignore[no-untyped-call]
+            from tattle.hook import main as run
+        except Exception:
+            return 70  # no memory, a damaged file: pam_exec logs the status
     else:
         from tattle.cli import main as run
     return run(sys.argv[1:])

@@ -235,7 +235,12 @@ def role() -> Iterator[Finding]:
 
 
 def endpoint(config: Config) -> Iterator[Finding]:
-    publisher = Publisher(config, 1, TIMEOUT)
+    try:
+        publisher = Publisher(config, 1, TIMEOUT)
+    except TattleError as error:
+        advice = f"mend {CONFIG}" if error.status == EX_CONFIG else LATER
+        yield Finding("endpoint", False, f"can't be checked: {error}", mend(error, advice))
+        return
     url = publisher.client.meta.endpoint_url
     host = urllib.parse.urlsplit(url).hostname or ""
     if not config.proxy:

@@ -22,7 +22,7 @@ TELLING = (
     "botocore.regions",
     "botocore.retries",
 )
-PATIENCE = 9.0  # seconds that the smoke test takes at most, whatever hangs
+PATIENCE = 8.0  # seconds that the smoke test takes at most, whatever hangs
 ATTEMPTS = 2  # calls in the foreground, where somebody waits:
 TIMEOUT = 3.0  # seconds for a connection, and for an answer
 

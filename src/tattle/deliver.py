@@ -188,8 +188,6 @@ class Deliverer:
         for name in names:
             try:
                 entry = publisher.entry(self.session(name), believed)
-            except FileNotFoundError:
-                continue  # somebody removed it
             except TattleError as error:
                 if error.status not in (EX_DATAERR, EX_USAGE):
                     raise
@@ -198,7 +196,7 @@ class Deliverer:
             except OSError as error:
                 if error.errno in FOREIGN:
                     self.set_aside(name, str(error))
-                else:
+                elif name in self.records.waiting():  # else somebody removed it
                     self.unread = TattleError(f"can't read {name}: {error}", EX_TEMPFAIL)
                 continue
             except (ValueError, LookupError, TypeError, ArithmeticError) as error:

@@ -264,8 +264,10 @@ def faults(metadata: Metadata | None = None) -> Iterator[None]:
             message += " (does the role allow events:PutEvents? is the clock right?)"
         raise TattleError(message, status) from error
     except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
-        told = metadata.fault() if metadata else str(e)
-        status = EX_NOPERM if metadata and metadata.reachable() else EX_UNAVAILABLE
+        # A profile with credential_source has a fetcher of botocore's, of which ours knows nothing.
+        ours = metadata if metadata and isinstance(e, aws.NoCredentialsError) else None
+        told = ours.fault() if ours else str(e)
+        status = EX_NOPERM if ours and ours.reachable() else EX_UNAVAILABLE
         raise TattleError(f"no credentials: {told}", status) from e
     except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
         raise TattleError(f"EventBridge can't be reached: {error}", EX_UNAVAILABLE) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tattle import TattleError
 from tattle.detail import age
@@ -117,9 +117,9 @@ def believed(session: Session) -> bool:
     What let users in may have been mended since; so nothing of the stack may have changed since the
     session's process started. In doubt it is not believed.
     """
-    stack = Stack(session.pam["PAM_SERVICE"])
     try:
-        began = int(session.moment["TATTLE_TIME"]) / 1e9 - (age(session) or 0)
+        stack = Stack(session.pam["PAM_SERVICE"])
+        began = int(session.moment["TATTLE_TIME"]) / 1e9 - cast(float, age(session))
         files = [file for file in stack.files if os.path.exists(file)]
         folders = {os.path.dirname(file) for file in stack.files}
         for path in [*files, *filter(os.path.exists, folders)]:
@@ -129,7 +129,7 @@ def believed(session: Session) -> bool:
             re.search(rb"(?i)user_readenv(?!=0[\s\]])", Path(file).read_bytes() + b"\n")
             for file in files
         )
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError):
         return False
 
 
