@@ -11,6 +11,7 @@ from tattle import EX_SOFTWARE, EX_TEMPFAIL, TattleError
 from tattle.pam import trusted_block
 from tattle.spool import Spool
 
+MANY = 1000  # variables; unsetting each is quadratic, and a user can bring 60,000
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
 
@@ -39,8 +40,8 @@ def accept(arguments: "list[str]") -> "tuple[Spool | None, bytes | None]":
     Only a child that is to deliver returns, let go of by the login: with the spool, locked, or with
     the record, where that could not be written to the spool.
     """
-    environ = prepare()
     try:
+        environ = prepare()
         block = trusted_block(environ)
         record = block + moment(environ[: -len(block)])
     except TattleError as error:
@@ -78,6 +79,10 @@ def accept(arguments: "list[str]") -> "tuple[Spool | None, bytes | None]":
 
 def prepare() -> bytes:
     """Return the environment block as the kernel has it; empty our own, and be root all the way."""
+    if len(os.environ) > MANY:
+        from tattle.process import start_anew
+
+        start_anew()
     for name in list(os.environb):
         try:
             del os.environb[name]
