@@ -108,6 +108,9 @@ class ImdsSettings(Settings):
     """What the role's path answers; None: good ones, valid for six hours from each request."""
     tags: Mapping[str, str] | None = None
     """The instance's tags; None where tags are not enabled in the metadata."""
+    partition: str | None = "aws"
+    domain: str | None = "amazonaws.com"
+    """Both below services/; None where there is no such path."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ class Imds(StandIn[ImdsSettings]):
         address = document.get("privateIp", "")
         region = document.get("region", "")
         hostname = f"ip-{address.replace('.', '-')}.{region}.compute.internal"
+        partition, domain = self.settings.partition, self.settings.domain
         return {
             "ami-id": document.get("imageId", ""),
             "hostname": hostname,
@@ -253,7 +257,8 @@ class Imds(StandIn[ImdsSettings]):
             "local-ipv4": address,
             "placement/availability-zone": document.get("availabilityZone", ""),
             "placement/region": region,
-            "services/domain": "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com",
+            **({} if partition is None else {"services/partition": partition}),
+            **({} if domain is None else {"services/domain": domain}),
         }
 
 

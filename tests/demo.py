@@ -1,0 +1,233 @@
+"""Shows what tattle does: a login and a logout, as a consumer of the events receives them.
+
+`./build.sh demo` runs it. Run by root with sshd at hand, a throwaway instance is logged in to with
+ssh; otherwise the session's variables are given to tattle in a shell, as in its smoke test. The AWS
+around it is made of stand-ins, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+from instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
+from standins.ca import Ca
+from standins.imds import Imds
+from standins.server import bind
+from support import ARTIFACT, clean_environment
+
+PATTERN = '{"source": ["com.unbounce.tattle"]}'
+PATIENCE_SECONDS = 20  # for an event to arrive
+CHUNK = 65536  # bytes
+
+Address = tuple[str, int]
+
+
+class Consumer:
+    """A queue, and a rule that sends it tattle's events: made and read through the real APIs."""
+
+    def __init__(self, events: Any, sqs: Any) -> None:
+        self._sqs = sqs
+        self._queue = sqs.create_queue(QueueName="logins")["QueueUrl"]
+        wanted = {"QueueUrl": self._queue, "AttributeNames": ["QueueArn"]}
+        arn = sqs.get_queue_attributes(**wanted)["Attributes"]["QueueArn"]
+        events.put_rule(Name="logins", EventPattern=PATTERN)
+        refused = events.put_targets(Rule="logins", Targets=[{"Id": "queue", "Arn": arn}])
+        assert not refused["FailedEntryCount"], refused
+
+    def receive(self) -> dict[str, Any]:
+        """The next event, taken from the queue; TimeoutError if none comes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            received = self._sqs.receive_message(QueueUrl=self._queue, WaitTimeSeconds=1)
+            for message in received.get("Messages", ()):
+                handle = message["ReceiptHandle"]
+                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=handle)
+                event: dict[str, Any] = json.loads(message["Body"])
+                return event
+        raise TimeoutError(f"no event within {PATIENCE_SECONDS} seconds")
+
+
+class TlsFront:
+    """Speaks TLS on a socket, as the host it is asked for, and hands what it reads to a server that
+    speaks plain HTTP. A context manager: it is there while entered."""
+
+    def __init__(self, listener: socket.socket, ca: Ca, server: Address) -> None:
+        self._listener = listener
+        self._ca = ca
+        self._server = server
+
+    def __enter__(self) -> TlsFront:
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        try:
+            context = self._ca.context(EVENTBRIDGE_HOST)
+            with ExitStack() as stack:
+                client = stack.enter_context(context.wrap_socket(raw, server_side=True))
+                server = stack.enter_context(socket.create_connection(self._server))
+                answers = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                answers.start()
+                _pump(client, server)
+                answers.join()
+        except OSError:
+            pass  # the client left, or didn't like the certificate
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(CHUNK):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # one of them left
+
+
+def main() -> int:
+    os.environ.update(AWS_CONFIG_FILE=os.devnull, AWS_SHARED_CREDENTIALS_FILE=os.devnull)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's, a line for each request
+    with ExitStack() as stack:
+        say("moto's server starts, to stand in for EventBridge and SQS.")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        stack.callback(server.stop)
+        moto = server.get_host_and_port()
+        say(f"A consumer makes a queue, and a rule that sends it what matches {PATTERN}.")
+        consumer = Consumer(client("events", moto), client("sqs", moto))
+        try:
+            say("A throwaway instance starts: this machine's sshd and PAM, tattle, and this line:")
+            box = throwaway_instance(stack)
+        except NotHere as reason:
+            say(f"That can't be done here, it needs {reason}. So there is no real login:")
+            say("tattle is given the session's variables in a shell, as in its smoke test.")
+            sessions = in_a_shell(stack, moto)
+        else:
+            sessions = over_ssh(stack, moto, box)
+        try:
+            for _ in sessions:
+                say("The consumer receives from the queue:")
+                print(json.dumps(consumer.receive(), indent=2), flush=True)
+        except (TimeoutError, subprocess.CalledProcessError) as error:
+            say(f"It went wrong: {error}")
+            return 1
+    say("Both have arrived. Nothing is left behind.")
+    return 0
+
+
+def say(sentence: str) -> None:
+    print(f"\n{sentence}", flush=True)
+
+
+def url(server: Address) -> str:
+    host, port = server
+    return f"http://{host}:{port}"
+
+
+def client(service: str, moto: Address) -> Any:
+    return boto3.client(
+        service,
+        region_name="us-east-1",
+        endpoint_url=url(moto),
+        aws_access_key_id="demo",
+        aws_secret_access_key="demo",
+    )
+
+
+class NotHere(Exception):  # noqa: N818
+    """What a throwaway instance needs and doesn't have here."""
+
+
+def throwaway_instance(stack: ExitStack) -> Instance:
+    if os.geteuid() != 0:
+        raise NotHere("root")
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    missing = [tool for tool in Instance.TOOLS if not shutil.which(tool, path=path)]
+    if missing:
+        raise NotHere(", ".join(missing))
+    try:
+        return stack.enter_context(Instance(ARTIFACT))
+    except (OSError, RuntimeError) as error:
+        raise NotHere(f"namespaces ({error})") from error
+
+
+def over_ssh(stack: ExitStack, moto: Address, box: Instance) -> Iterator[None]:
+    """Log in to the instance, yield, log out, and yield again."""
+    print(next(line for line in box.read("/etc/pam.d/sshd").splitlines() if TATTLE in line))
+    say(f"In there {EVENTBRIDGE_HOST} is moto behind TLS, 169.254.169.254 a strict IMDSv2 server.")
+    listener = bind("127.0.0.2", 443, f"/proc/{box.pid}/ns/net")
+    stack.enter_context(TlsFront(listener, box.ca, moto))
+    box.resolve(EVENTBRIDGE_HOST, "127.0.0.2")
+    command = box.ssh_command("ssh", "ubuntu@127.0.0.1", "cat", user="ubuntu", source=REMOTE_HOST)
+    say(f"Somebody at {REMOTE_HOST} logs in: ssh ubuntu@{HOSTNAME}")
+    with box.popen(command, stdin=subprocess.PIPE) as session:
+        yield
+        say("They log out: exit")
+        assert session.stdin
+        session.stdin.close()
+    if session.returncode:
+        raise subprocess.CalledProcessError(session.returncode, "ssh")
+    yield
+
+
+def in_a_shell(stack: ExitStack, moto: Address) -> Iterator[None]:
+    """Run tattle for a login, yield, run it for the logout, and yield again."""
+    stack.enter_context(nothing_left_in_the_cache())
+    home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tattle-demo-")))
+    imds = stack.enter_context(Imds())
+    say("A strict IMDSv2 server starts; tattle is told by AWS's variables where that and moto are.")
+    environment = {
+        **clean_environment(home),
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url,
+        "AWS_ENDPOINT_URL_EVENTBRIDGE": url(moto),
+    }
+    for kind in ("open_session", "close_session"):
+        session = {"PAM_TYPE": kind, "PAM_USER": "ubuntu", "PAM_RHOST": REMOTE_HOST}
+        typed = " ".join(f'{name}="{value}"' for name, value in session.items())
+        say(f"$ {typed} tattle")
+        subprocess.run([ARTIFACT], env={**environment, **session}, check=True)
+        yield
+
+
+@contextmanager
+def nothing_left_in_the_cache() -> Iterator[None]:
+    """Remove what tattle unpacks for this user, unless it was there before."""
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    cache = Path("/var/cache/tattle") if os.geteuid() == 0 else home / ".cache/tattle"
+    made = [folder for folder in (cache, cache.parent) if not folder.exists()]
+    yield
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
