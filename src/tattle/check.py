@@ -122,7 +122,8 @@ def environment(service: str, stack: Stack) -> Iterator[Finding]:
                 " root (LD_PRELOAD)"
             )
             option = next(w for w in line.arguments if w.startswith("user_readenv="))
-            advice = f"sed -i '{line.number}s/ *{option}//' {line.file}"
+            lines = str(line.number) if line.number == line.last else f"{line.number},{line.last}"
+            advice = f"sed -i '{lines}s/ *{option}//' {line.file}"
             yield Finding(name, False, told, advice)
 
 

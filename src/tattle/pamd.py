@@ -31,10 +31,11 @@ UNSECURE = frozenset(
 
 
 class Line(NamedTuple):
-    """A line of a stack, with the file and the number at which it stands; `kind` is session, …"""
+    """A line of a stack, with the file and where it stands there; `kind` is session, …"""
 
     file: str
-    number: int
+    number: int  # its first line
+    last: int  # after backslashes
     kind: str
     module: str
     arguments: list[str]
@@ -108,7 +109,7 @@ class Stack:
                 else:
                     arguments = [a or b for a, b in re.findall(r"\[(.*?)\]|(\S+)", line[4])]
                     module = os.path.basename(line[3])
-                    self.lines.append(Line(file, begun, line[1].lower(), module, arguments))
+                    self.lines.append(Line(file, begun, number, line[1].lower(), module, arguments))
 
 
 def believed(session: Session) -> bool:
