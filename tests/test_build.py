@@ -1,0 +1,318 @@
+"""dist/tattle: the same bytes wherever and whenever it is built, of what the lock names alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from support import ROOT, need
+
+LOCK = ROOT / "requirements.lock"
+WHEELS = ROOT / ".venv" / "wheels"  # what build.sh installed its tools from
+RUNTIME = {"botocore", "jmespath", "python-dateutil", "six", "urllib3"}
+PACKED = {"botocore", "dateutil", "jmespath", "six.py", "urllib3"}
+MADE_HERE = "site-packages/botocore/data/"  # but for the CA bundle, JSON that pack.py cut to size
+A_WEEK_SECONDS = 7 * 24 * 3600
+
+
+class Checkout:
+    """A copy of the working tree, as a clone with the uncommitted changes would be."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
+        for name in filter(None, os.fsdecode(names).split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+
+    def build(
+        self, *, python: str, home: Path, wrapper: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """./build.sh, with the wheels that built the artifact and without a network."""
+        return subprocess.run(
+            [*wrapper, "./build.sh"],
+            cwd=self.folder,
+            env={
+                "PATH": "/usr/bin:/bin",
+                "HOME": str(home),
+                "PYTHON": python,
+                "PIP_NO_INDEX": "1",
+                "PIP_FIND_LINKS": str(WHEELS),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    def outcome(self) -> dict[str, bytes]:
+        """The files it built."""
+        return {path.name: path.read_bytes() for path in (self.folder / "dist").iterdir()}
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Nothing writes to these files: build.sh puts new ones in their place."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # another file system
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def builder() -> str:
+    """The Python that built the artifact: `made-from` begins with its path."""
+    return (ROOT / ".venv" / "made-from").read_text().split(" ")[0]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Built as everybody does, with the build tools of this checkout."""
+    checkout = Checkout(tmp_path_factory.mktemp("here"))
+    shutil.copytree(
+        ROOT / ".venv", checkout.folder / ".venv", symlinks=True, copy_function=link_or_copy
+    )
+    done = checkout.build(python=builder(), home=Path.home())
+    assert done.returncode == 0, done.stderr
+    assert "installing" not in done.stderr
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, pythons: dict[str, str]
+) -> Iterator[Checkout]:
+    """Built from nothing in another folder, by another Python, umask, locale, time zone and home,
+    of files of another date, a week later."""
+    need(shutil.which("faketime"), "needs faketime")
+    own = subprocess.run(
+        [builder(), "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    # The one wheel in WHEELS that is not pure Python, zopfli's, is for 3.10 and newer, or for 3.9.
+    others = [path for version, path in pythons.items() if version not in (own, "3.9")]
+    need(others and own != "3.9", "needs two Pythons from 3.10 on")
+    folder = tmp_path_factory.mktemp("else where") / "ä"
+    home = tmp_path_factory.mktemp("builders-home")
+    umask = os.umask(0o077)
+    try:
+        checkout = Checkout(folder)
+        for path in folder.rglob("*"):
+            os.utime(path, (0, time.time() - 1000 * A_WEEK_SECONDS))
+        done = checkout.build(
+            python=others[-1],
+            home=home,
+            wrapper=("faketime", "-f", f"+{A_WEEK_SECONDS}"),
+            TZ="Pacific/Kiritimati",
+            LC_ALL="C",
+            PYTHONDONTWRITEBYTECODE="1",
+            SOURCE_DATE_EPOCH="1000000000",
+        )
+    finally:
+        os.umask(umask)
+    assert done.returncode == 0, done.stderr
+    assert "installing build tools" in done.stderr
+    yield checkout
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def outer(artifact: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(artifact)
+
+
+@pytest.fixture(scope="module")
+def inner(outer: zipfile.ZipFile) -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(outer.read("site-packages.zip")))
+
+
+@pytest.fixture(scope="module")
+def sbom(artifact: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(artifact.with_name("tattle.cdx.json").read_text())
+    return document
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestReproducible:
+    @pytest.mark.parametrize("name", ["tattle", "tattle.sha256", "tattle.cdx.json"])
+    def test_two_checkouts_two_builders_two_days_make_the_same_bytes(
+        self, here: Checkout, elsewhere: Checkout, name: str
+    ) -> None:
+        first, second = here.outcome()[name], elsewhere.outcome()[name]
+        assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest()
+
+    def test_nothing_else_is_built(self, here: Checkout, elsewhere: Checkout) -> None:
+        assert set(here.outcome()) == {"tattle", "tattle.sha256", "tattle.cdx.json"}
+        assert set(elsewhere.outcome()) == set(here.outcome())
+
+    def test_the_umask_has_no_say_in_the_modes(self, elsewhere: Checkout) -> None:
+        modes = {path.name: path.stat().st_mode & 0o777 for path in elsewhere.folder.glob("dist/*")}
+        assert modes == {"tattle": 0o755, "tattle.sha256": 0o644, "tattle.cdx.json": 0o644}
+
+    def test_no_path_of_the_builder_is_inside(self, elsewhere: Checkout) -> None:
+        built = elsewhere.outcome()["tattle"]
+        with zipfile.ZipFile(io.BytesIO(built)) as outer:
+            packed = zipfile.ZipFile(io.BytesIO(outer.read("site-packages.zip")))
+            everything = [*(outer.read(n) for n in outer.namelist())]
+            everything += [packed.read(n) for n in packed.namelist()]
+        everything += elsewhere.outcome().values()
+        folder = elsewhere.folder.parent.name
+        for trace in (folder, "builders-home", str(ROOT), str(Path.home()), sys.prefix):
+            assert not [data for data in everything if trace.encode() in data]
+
+    def test_the_checksum_file_is_what_sha256sum_checks(self, here: Checkout) -> None:
+        done = subprocess.run(
+            ["sha256sum", "--check", "--strict", "tattle.sha256"],
+            cwd=here.folder / "dist",
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "tattle: OK\n", done.stderr
+
+
+@pytest.mark.slow
+class TestTheLock:
+    def test_a_wheel_that_was_tampered_with_is_refused(self, tmp_path: Path) -> None:
+        wheels = tmp_path / "wheels"
+        shutil.copytree(WHEELS, wheels, copy_function=link_or_copy)
+        (six,) = wheels.glob("six-*.whl")
+        content = six.read_bytes()
+        six.unlink()
+        with zipfile.ZipFile(io.BytesIO(content)) as good, zipfile.ZipFile(six, "w") as bad:
+            for info in good.infolist():
+                bad.writestr(info, good.read(info) + b"#" * (info.filename == "six.py"))
+        checkout = Checkout(tmp_path / "checkout")
+        done = checkout.build(python=builder(), home=tmp_path, PIP_FIND_LINKS=str(wheels))
+        assert done.returncode != 0
+        assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+        assert "six" in done.stderr
+        assert not (checkout.folder / "dist").exists()
+
+    def test_every_requirement_is_pinned_and_hashed(self) -> None:
+        text = re.sub(r"\\\n", "", LOCK.read_text())
+        for line in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
+            assert re.match(r"[\w.-]+==[\w.]+( ; [^;]+)?( +--hash=sha256:[0-9a-f]{64})+$", line)
+
+
+class TestWhatIsInside:
+    def test_every_packed_file_is_that_of_a_wheel_that_the_lock_names(
+        self, inner: zipfile.ZipFile
+    ) -> None:
+        locked = LOCK.read_text()
+        originals: dict[str, bytes] = {}
+        for wheel in WHEELS.glob("*.whl"):
+            assert f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in locked
+            with zipfile.ZipFile(wheel) as opened:
+                originals.update((f"site-packages/{n}", opened.read(n)) for n in opened.namelist())
+        for name in inner.namelist():
+            if not (name.startswith(MADE_HERE) and name.endswith(".json")):
+                assert inner.read(name) == originals[name], name
+
+    def test_botocores_data_are_a_part_of_the_originals(self, inner: zipfile.ZipFile) -> None:
+        data = [name[len(MADE_HERE) :] for name in inner.namelist() if name.startswith(MADE_HERE)]
+        services = {name.split("/")[0] for name in data if "/" in name}
+        assert services == {"events", "sts"}
+        model = json.loads(inner.read(f"{MADE_HERE}events/2015-10-07/service-2.json"))
+        assert set(model["operations"]) == {"PutEvents"}
+
+    def test_ours_comes_first_and_is_stored(self, outer: zipfile.ZipFile) -> None:
+        names = outer.namelist()
+        ours = [f"tattle/{path.name}" for path in sorted((ROOT / "src" / "tattle").glob("*.py"))]
+        assert names[: len(ours) + 1] == ["__main__.py", *ours]
+        for name in [*names[: len(ours) + 1], "site-packages.zip"]:
+            assert outer.getinfo(name).compress_type == zipfile.ZIP_STORED
+        for name in names[: len(ours) + 1]:
+            source = ROOT / "src" / "tattle" / name.rpartition("/")[2]
+            assert outer.read(name) == source.read_bytes()
+
+    def test_nothing_is_inside_that_is_not_meant(
+        self, outer: zipfile.ZipFile, inner: zipfile.ZipFile
+    ) -> None:
+        for name in outer.namelist():
+            assert re.fullmatch(
+                r"__main__\.py|tattle/\w+\.py|_bootstrap/\w+\.py|environment\.json|LICENSES\.txt"
+                r"|site-packages\.zip",
+                name,
+            )
+        assert {name.split("/")[1] for name in inner.namelist()} == PACKED
+        for name in inner.namelist():
+            assert re.fullmatch(r"site-packages/[\w./-]+\.(py|json|pem)", name)
+            assert not re.search(r"\.\.|/tests?/|test_|dist-info|__pycache__", name)
+
+    def test_every_entry_has_the_same_mode_and_date(
+        self, outer: zipfile.ZipFile, inner: zipfile.ZipFile
+    ) -> None:
+        for info in [*outer.infolist(), *inner.infolist()]:
+            assert oct(info.external_attr >> 16) == oct(0o100644)
+            assert info.date_time == (1980, 1, 1, 0, 0, 0)
+            assert (info.create_system, info.flag_bits, info.extra, info.comment) == (
+                3,
+                0,
+                b"",
+                b"",
+            )
+        assert outer.testzip() is None
+        assert inner.testzip() is None
+
+    def test_the_shebang_shuts_out_what_others_set_up(self, artifact: Path) -> None:
+        with artifact.open("rb") as file:
+            assert file.readline() == b"#!/usr/bin/python3 -ISXutf8\n"
+        assert artifact.stat().st_mode & 0o777 == 0o755
+
+    def test_every_licence_is_inside(self, outer: zipfile.ZipFile) -> None:
+        text = outer.read("LICENSES.txt").decode()
+        assert text.index((ROOT / "LICENSE").read_text()) < text.index("Apache License")
+        for package in ("botocore", "jmespath", "python_dateutil", "shiv", "six", "urllib3"):
+            assert re.search(rf"^{package}-[\d.]+\S*: LICENSE", text, re.MULTILINE)
+
+
+class TestSbom:
+    def test_it_is_valid_by_the_official_schema(self, artifact: Path) -> None:
+        text = artifact.with_name("tattle.cdx.json").read_text()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+
+    def test_it_names_the_artifact_by_its_hash(self, artifact: Path, sbom: dict[str, Any]) -> None:
+        made = sbom["metadata"]["component"]
+        source = (ROOT / "src" / "tattle" / "__init__.py").read_text()
+        version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
+        assert version
+        digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
+        assert (made["name"], made["version"]) == ("tattle", version[1])
+        assert made["hashes"] == [{"alg": "SHA-256", "content": digest}]
+
+    def test_it_names_what_is_packed_as_it_is_locked(self, sbom: dict[str, Any]) -> None:
+        components = {part["name"]: part for part in sbom["components"]}
+        assert set(components) == RUNTIME | {"shiv"}
+        for name, part in components.items():
+            lines = LOCK.read_text().partition(f"\n{name}=={part['version']} ")[2]
+            hashes = re.match(r"(?:.*\\\n)*.*\n", lines)
+            assert hashes
+            assert f"--hash=sha256:{part['hashes'][0]['content']}" in hashes[0]
+            assert part["purl"] == f"pkg:pypi/{name}@{part['version']}"
+            assert all(licence["license"].popitem()[1] for licence in part["licenses"])
+
+    def test_it_tells_who_needs_whom(self, sbom: dict[str, Any]) -> None:
+        def name(reference: str) -> str:
+            return reference.partition("@")[0].rpartition("/")[2]
+
+        needs = {name(d["ref"]): set(map(name, d["dependsOn"])) for d in sbom["dependencies"]}
+        assert needs["tattle"] == RUNTIME | {"shiv"}
+        assert needs["botocore"] == {"jmespath", "python-dateutil", "urllib3"}
+        assert needs["python-dateutil"] == {"six"}
+        assert needs["shiv"] == set()  # what it asks for is not packed
