@@ -87,6 +87,9 @@ system_packages() {
     command -v ssh >/dev/null || missing+=(openssh-client)
     command -v strace >/dev/null || missing+=(strace)
     command -v sudo >/dev/null || missing+=(sudo)
+    command -v ip >/dev/null || missing+=(iproute2)
+    command -v cc >/dev/null || missing+=(gcc libc6-dev)
+    [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
     command -v faketime >/dev/null || missing+=(faketime)
     command -v systemd-analyze >/dev/null || missing+=(systemd)
     if [[ ${#missing[@]} == 0 ]]; then return; fi

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from instance import STRACE_LOG, TATTLE, Hook, Instance, Process
+from instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
 from support import need_root
 
 pytestmark = pytest.mark.root
@@ -113,7 +113,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
         for one, other in zip(calls, calls[1:])
         if 10 not in (one.entry_count, other.entry_count)
     ]
-    assert not gaps or statistics.median(gaps) > 0.8 * GATHER
+    assert not gaps or statistics.median(gaps) > 0.7 * GATHER
     assert instance.eventbridge.most_in_progress() == 1
     assert watched.most == 1
     assert instance.log() == []
@@ -124,11 +124,12 @@ class TestKilled:
     def test_sshds_processes(self, instance: Instance, closes: bool) -> None:
         """Without its monitor sshd closes no session that PAM could tell of."""
         instance.eventbridge.set(fault="refuse")
-        command = instance.ssh_command(
-            "ssh", "alice@127.0.0.1", "sleep 60", user="alice", source="1.2.3.4"
+        login = instance.ssh_command(
+            "ssh", "alice@127.0.0.1", "sleep 60", user="alice", source=REMOTE_HOST
         )
-        with instance.popen(command) as ssh:
-            wait_until(lambda: self.session_processes(instance, "alice@notty"))
+        with instance.popen(login) as ssh:
+            command = ["sleep", "60"]
+            wait_until(lambda: command in [one.command for one in instance.processes()])
             wait_until(instance.spool)
             monitor = self.session_processes(instance, "alice [priv]")
             own = self.session_processes(instance, "alice@notty")
@@ -176,10 +177,10 @@ class TestKilled:
         assert instance.ssh("ubuntu", "true").returncode == 0
         entries = instance.eventbridge.wait_for(4)
         assert [tuple(entry.detail.values()) for entry in entries] == [
-            ("alice", "1.2.3.4", "opened"),
-            ("alice", "1.2.3.4", "closed"),
-            ("ubuntu", "1.2.3.4", "opened"),
-            ("ubuntu", "1.2.3.4", "closed"),
+            ("alice", REMOTE_HOST, "opened"),
+            ("alice", REMOTE_HOST, "closed"),
+            ("ubuntu", REMOTE_HOST, "opened"),
+            ("ubuntu", REMOTE_HOST, "closed"),
         ]
         for entry in entries[:2]:
             assert int(began) <= entry.raw["Time"] <= ended
