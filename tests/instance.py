@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -241,6 +242,7 @@ class Instance:
         self._furnish()
         self.start_sshd(*self._sshd_config)
         self._originals.clear()
+        self._pristine = self._inventory()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
         """Start the first process; its id on the machine."""
@@ -569,10 +571,37 @@ class Instance:
             else:
                 self.path(inside).write_bytes(content)
         self._originals.clear()
+        self._restore()
         if not self._sshd_pid or self._sshd_running_config != self._sshd_config:
             self.start_sshd(*self._sshd_config)
             self._originals.clear()
         self.syslog.clear()
+
+    def _inventory(self) -> dict[str, tuple[int, int, int]]:
+        """Type and mode, owner and group of what tests may change or add to."""
+        paths = [
+            str(self._root / path) for path in ("var", "var/spool", "var/cache", "usr/local/bin")
+        ]
+        for top in ("etc", "root", "home"):
+            for folder, folders, files in os.walk(self._root / top):
+                folders[:] = [name for name in folders if name != ".cache"]
+                paths += [folder, *(f"{folder}/{name}" for name in (*folders, *files))]
+        found = {path: os.lstat(path) for path in paths}
+        return {path: (s.st_mode, s.st_uid, s.st_gid) for path, s in found.items()}
+
+    def _restore(self) -> None:
+        """Remove what was added, links too, and give back modes and owners."""
+        for path, now in self._inventory().items():
+            before = self._pristine.get(path)
+            if before is None or stat.S_IFMT(before[0]) != stat.S_IFMT(now[0]):
+                if stat.S_ISDIR(now[0]):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    Path(path).unlink(missing_ok=True)
+            elif before != now:
+                os.chown(path, before[1], before[2], follow_symlinks=False)
+                if not stat.S_ISLNK(now[0]):
+                    os.chmod(path, stat.S_IMODE(before[0]))
 
     def reboot(self) -> None:
         """Kill every process at once, lose /run, /tmp and the caches, and come up again. The rest

@@ -453,8 +453,11 @@ def test_what_does_not_exist_or_never_ends_is_an_error_of_the_system(
 
 
 def test_a_private_folder_is_made_and_held_open(roots_folder: Path) -> None:
-    os.umask(0o077)
-    fd = private_folder(str(roots_folder / "new"))
+    before = os.umask(0o077)
+    try:
+        fd = private_folder(str(roots_folder / "new"))
+    finally:
+        os.umask(before)
     assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
     (roots_folder / "new").rename(roots_folder / "moved")
     (roots_folder / "moved/file").write_text("")
