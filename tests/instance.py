@@ -242,7 +242,7 @@ class Instance:
         self._furnish()
         self.start_sshd(*self._sshd_config)
         self._originals.clear()
-        self._pristine = self._inventory()
+        self.keep()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
         """Start the first process; its id on the machine."""
@@ -577,14 +577,23 @@ class Instance:
             self._originals.clear()
         self.syslog.clear()
 
+    def keep(self) -> None:
+        """Have what is there now outlast a reset."""
+        self._pristine = self._inventory()
+
     def _inventory(self) -> dict[str, tuple[int, int, int]]:
         """Type and mode, owner and group of what tests may change or add to."""
         paths = [
             str(self._root / path) for path in ("var", "var/spool", "var/cache", "usr/local/bin")
         ]
         for top in ("etc", "root", "home"):
+            device = os.lstat(self._root / top).st_dev
             for folder, folders, files in os.walk(self._root / top):
-                folders[:] = [name for name in folders if name != ".cache"]
+                folders[:] = [
+                    name
+                    for name in folders  # nothing that is mounted there
+                    if name != ".cache" and os.lstat(f"{folder}/{name}").st_dev == device
+                ]
                 paths += [folder, *(f"{folder}/{name}" for name in (*folders, *files))]
         found = {path: os.lstat(path) for path in paths}
         return {path: (s.st_mode, s.st_uid, s.st_gid) for path, s in found.items()}

@@ -29,6 +29,7 @@ def reveal(box: Instance, folder: str) -> None:
     if not box.path(folder).exists():
         script = 'mount --bind / /mnt; mkdir -p "$1"; mount --bind "/mnt$1" "$1"; umount /mnt'
         box.run(["/bin/sh", "-euc", script, "-", folder], check=True)
+        box.keep()
 
 
 def replace_python(box: Instance, python: str) -> None:
