@@ -1,7 +1,7 @@
 """Makes dist/tattle of the checkout and the venv it runs in: one file, always the same bytes.
 
 shiv builds the archive; here is decided what goes in and how it lies in the file. Our own package
-comes first, at the root and uncompressed: that is what every login reads. Then come what only a
+comes first, at the root and uncompressed: that is what every login reads. Then comes what only a
 delivery needs: shiv's bootstrap, and site-packages/ as an archive in the archive, as Python reads
 a whole directory at each start (150 entries take half a millisecond, 25 a tenth of that).
 
@@ -157,6 +157,8 @@ def stage(site_packages: Path, into: Path) -> None:
     for name, content in data_files(site_packages / "botocore" / "data").items():
         # Plain, where botocore has .json.gz: the archive compresses, and the loader takes either.
         files[f"botocore/data/{name}.json"] = json.dumps(content, separators=(",", ":")).encode()
+    # Our modules once more, since what is unpacked is compiled.
+    files.update((name, data) for name, data, _ in our_own() if "__" not in name)
     for name, data in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(data)

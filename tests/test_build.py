@@ -25,7 +25,7 @@ from support import ROOT, need
 LOCK = ROOT / "requirements.lock"
 WHEELS = ROOT / ".venv" / "wheels"  # what build.sh installed its tools from
 RUNTIME = {"botocore", "jmespath", "python-dateutil", "six", "urllib3"}
-PACKED = {"botocore", "dateutil", "jmespath", "six.py", "urllib3"}
+PACKED = {"botocore", "dateutil", "jmespath", "six.py", "tattle", "urllib3"}
 MADE_HERE = "site-packages/botocore/data/"  # but for the CA bundle, JSON that pack.py cut to size
 A_WEEK_SECONDS = 7 * 24 * 3600
 
@@ -220,6 +220,10 @@ class TestWhatIsInside:
             assert f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in locked
             with zipfile.ZipFile(wheel) as opened:
                 originals.update((f"site-packages/{n}", opened.read(n)) for n in opened.namelist())
+        ours = ROOT / "src" / "tattle"
+        originals.update(
+            (f"site-packages/tattle/{p.name}", p.read_bytes()) for p in ours.glob("*.py")
+        )
         for name in inner.namelist():
             if not (name.startswith(MADE_HERE) and name.endswith(".json")):
                 assert inner.read(name) == originals[name], name

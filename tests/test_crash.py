@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from instance import SPOOL, TATTLE, Hook, Instance
+from instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
 from support import need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -447,6 +447,19 @@ class TestUnpacking:
         compiled = [path.stat().st_mtime_ns for path in build.rglob("*.pyc")]
         assert len(compiled) == len(list(build.rglob("*.py")))
         assert max(compiled) <= complete
+
+    def test_what_delivers_is_compiled(self, box: Instance) -> None:
+        """In the archive nothing is, and Python compiles a module there twice."""
+        accept(box, "unpacks")
+        flush(box)
+        assert box.hook(user="traced", strace=["-e", "trace=openat"]).returncode == 0
+        box.eventbridge.wait_for(2)
+        trace = box.read(STRACE_LOG)
+        for module in ("deliver", "config", "detail", "events", "imds", "records", "session"):
+            opened = (
+                rf'"{CACHE}/\w+/site-packages/tattle/__pycache__/{module}\.[\w-]+\.pyc", .* = \d'
+            )
+            assert re.search(opened, trace), module
 
     def test_two_at_once_unpack_once(self, box: Instance, artifact: Path) -> None:
         self.empty_cache(box)

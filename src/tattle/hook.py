@@ -23,6 +23,12 @@ def main(arguments: "list[str]") -> int:
         import gc
 
         gc.disable()  # nothing that loads now is garbage; deliver.py turns it on again
+        from tattle.unpack import unpack
+
+        try:
+            unpack()  # first, as what comes from there is compiled
+        except Exception:
+            pass  # deliver.py tries again, and tells
         from tattle.deliver import in_background
 
         return in_background(spool, record)

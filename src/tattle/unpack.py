@@ -1,5 +1,7 @@
 """Put botocore within reach: shiv's bootstrap unpacks what the archive brings, once for each build.
 
+Our own modules are there as well: compiled, which they never are in the archive.
+
 Never on the login's path: this is the deliverer's and the command line's business.
 """
 
@@ -37,6 +39,7 @@ def unpack() -> None:
             faults.append(f"{root}: {error}")
         else:
             sys.path.insert(1, str(site))
+            tattle.__path__.insert(0, str(site / "tattle"))
             return
     raise TattleError(f"can't unpack botocore: {'; '.join(faults)}", EX_UNAVAILABLE)
 
