@@ -25,13 +25,18 @@ die() { say "$@"; exit 1; }
 can_build() { "$1" -Ic 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; }
 
 # Sets $python: $PYTHON, or else the first of the machine's that will do.
-find_python() {
-    local names=(python3 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3)
-    if [[ -n ${PYTHON:-} ]]; then names=("$PYTHON"); fi
-    for python in "${names[@]}"; do
+look_for_python() {
+    pythons=(python3 python3.13 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3)
+    if [[ -n ${PYTHON:-} ]]; then pythons=("$PYTHON"); fi
+    for python in "${pythons[@]}"; do
         if can_build "$python"; then return; fi
     done
-    say "no Python 3.9 or newer that has venv and pip (looked for: ${names[*]}). Install one:"
+    return 1
+}
+
+find_python() {
+    if look_for_python; then return; fi
+    say "no Python 3.9 or newer that has venv and pip (looked for: ${pythons[*]}). Install one:"
     say "  Debian, Ubuntu:        apt-get install python3-venv"
     die "  Amazon Linux, Fedora:  dnf install python3 python3-pip"
 }
@@ -83,6 +88,8 @@ clean() {
 system_packages() {
     local missing=()
     PATH=$PATH:/usr/sbin:/sbin
+    [[ -n ${PYTHON:-} ]] || look_for_python || missing+=(python3-venv)
+    command -v git >/dev/null || missing+=(git)
     command -v sshd >/dev/null || missing+=(openssh-server)
     command -v ssh >/dev/null || missing+=(openssh-client)
     command -v strace >/dev/null || missing+=(strace)
@@ -94,7 +101,8 @@ system_packages() {
     command -v systemd-analyze >/dev/null || missing+=(systemd)
     if [[ ${#missing[@]} == 0 ]]; then return; fi
     if [[ $EUID != 0 || -d /run/systemd/system ]] || ! command -v apt-get >/dev/null; then
-        say "not installed: ${missing[*]}. What needs them is skipped."
+        say "not installed: ${missing[*]}. What needs them is skipped. On Debian and Ubuntu:"
+        say "  apt-get install ${missing[*]}"
         return
     fi
     say "installing ${missing[*]} …"
@@ -162,26 +170,26 @@ build)
     build
     ;;
 test)
-    build
     system_packages
+    build
     test_tools
     run_tests "$@"
     ;;
 demo)
-    build
     system_packages
+    build
     test_tools
     clean .venv-test/bin/python tests/demo.py "$@"
     ;;
 bench)
-    build
     system_packages
+    build
     test_tools
     clean .venv-test/bin/python tests/bench "$@"
     ;;
 coverage)
-    build
     system_packages
+    build
     test_tools
     clean .venv-test/bin/python tests/cover.py "$@"
     ;;

@@ -27,6 +27,8 @@ from support import ARTIFACT, ROOT
 
 PLACE = "/opt"  # which instances show as it is
 NOT_HERE = ("test_build", "test_fleet", "test_readme", "test_standins")  # nothing of src/tattle
+NO_WALK = "not killed_at_any_call"  # coverage's own system calls would make the walks take hours
+TIMEOUT = 600  # seconds for a test: all of them are slower here
 
 SETTINGS = """\
 [run]
@@ -147,6 +149,8 @@ def main() -> int:
             "-q",
             "--tb=no",
             "--continue-on-collection-errors",
+            f"--timeout={TIMEOUT}",
+            *("-k", NO_WALK),
             *ignored,
             *sys.argv[1:],
         ]
