@@ -268,7 +268,7 @@ class Instance:
         assert starter.stderr
         pid = starter.stdout.readline()
         if starter.stdout.readline() != "ready\n":
-            raise RuntimeError(f"no instance: {starter.stderr.read()}")
+            raise RuntimeError(f"no instance: {starter.stderr.read().strip()}")
         return int(pid)
 
     def _furnish(self) -> None:
