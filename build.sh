@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and tests tattle. Needs Python 3.9 or newer with venv and pip, and installs nothing outside
-# this checkout (but for `test` and `demo` run by root: see system_packages).
+# this checkout (but for what system_packages says).
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
@@ -83,24 +83,28 @@ clean() {
     env -i "${kept[@]}" "$@"
 }
 
-# The tests log in through a real sshd, count system calls with strace, … Root gets the missing ones
-# from apt; nobody else does, and nobody where systemd runs, as that would start an SSH server.
+# system_packages COMMAND: what the demo or the tests use of the system: a real sshd, strace, … Root
+# gets what is missing from apt, but no SSH server where systemd would start it. Nobody else does.
 system_packages() {
     local missing=()
     PATH=$PATH:/usr/sbin:/sbin
+    need() { command -v "$1" >/dev/null || missing+=("${@:2}"); }
     [[ -n ${PYTHON:-} ]] || look_for_python || missing+=(python3-venv)
-    command -v git >/dev/null || missing+=(git)
-    command -v sshd >/dev/null || missing+=(openssh-server)
-    command -v ssh >/dev/null || missing+=(openssh-client)
-    command -v strace >/dev/null || missing+=(strace)
-    command -v sudo >/dev/null || missing+=(sudo)
-    command -v ip >/dev/null || missing+=(iproute2)
-    command -v cc >/dev/null || missing+=(gcc libc6-dev)
-    [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
-    command -v faketime >/dev/null || missing+=(faketime)
-    command -v systemd-analyze >/dev/null || missing+=(systemd)
+    [[ -d /run/systemd/system ]] || need sshd openssh-server
+    need ssh openssh-client
+    need ip iproute2
+    if [[ $1 != demo ]]; then
+        need git git
+        need curl curl
+        need strace strace
+        need sudo sudo
+        need cc gcc libc6-dev
+        need faketime faketime
+        need systemd-analyze systemd
+        [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
+    fi
     if [[ ${#missing[@]} == 0 ]]; then return; fi
-    if [[ $EUID != 0 || -d /run/systemd/system ]] || ! command -v apt-get >/dev/null; then
+    if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
         say "not installed: ${missing[*]}. What needs them is skipped. On Debian and Ubuntu:"
         say "  apt-get install ${missing[*]}"
         return
@@ -170,25 +174,25 @@ build)
     build
     ;;
 test)
-    system_packages
+    system_packages "$command"
     build
     test_tools
     run_tests "$@"
     ;;
 demo)
-    system_packages
+    system_packages "$command"
     build
     test_tools
     clean .venv-test/bin/python tests/demo.py "$@"
     ;;
 bench)
-    system_packages
+    system_packages "$command"
     build
     test_tools
     clean .venv-test/bin/python tests/bench "$@"
     ;;
 coverage)
-    system_packages
+    system_packages "$command"
     build
     test_tools
     clean .venv-test/bin/python tests/cover.py "$@"
