@@ -11,7 +11,6 @@ from that.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import coverage
 
-from support import ARTIFACT, ROOT
+from support import ARTIFACT, copy_checkout
 
 PLACE = "/opt"  # which instances show as it is
 NOT_HERE = ("test_build", "test_fleet", "test_readme", "test_standins")  # nothing of src/tattle
@@ -117,15 +116,6 @@ def workplace() -> Iterator[Path]:
             yield work
         finally:
             subprocess.run(["umount", "--lazy", data], check=True)
-
-
-def copy_checkout(target: Path) -> None:
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
-    for name in filter(None, os.fsdecode(names).split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
 
 
 def main() -> int:

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,12 +28,12 @@ from moto.server import ThreadedMotoServer
 from instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.ca import Ca
 from standins.imds import Imds
+from standins.relay import Relay, relay
 from standins.server import bind
 from support import ARTIFACT, clean_environment
 
 PATTERN = '{"source": ["com.unbounce.tattle"]}'
 PATIENCE_SECONDS = 20  # for an event to arrive
-CHUNK = 65536  # bytes
 
 Address = tuple[str, int]
 
@@ -64,53 +63,20 @@ class Consumer:
         raise TimeoutError(f"no event within {PATIENCE_SECONDS} seconds")
 
 
-class TlsFront:
+class TlsFront(Relay):
     """Speaks TLS on a socket, as the host it is asked for, and hands what it reads to a server that
-    speaks plain HTTP. A context manager: it is there while entered."""
+    speaks plain HTTP."""
 
     def __init__(self, listener: socket.socket, ca: Ca, server: Address) -> None:
-        self._listener = listener
+        super().__init__(listener)
         self._ca = ca
         self._server = server
 
-    def __enter__(self) -> TlsFront:
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, raw: socket.socket) -> None:
-        try:
-            context = self._ca.context(EVENTBRIDGE_HOST)
-            with ExitStack() as stack:
-                client = stack.enter_context(context.wrap_socket(raw, server_side=True))
-                server = stack.enter_context(socket.create_connection(self._server))
-                answers = threading.Thread(target=_pump, args=(server, client), daemon=True)
-                answers.start()
-                _pump(client, server)
-                answers.join()
-        except OSError:
-            pass  # the client left, or didn't like the certificate
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(CHUNK):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # one of them left
+    def answer(self, client: socket.socket) -> None:
+        context = self._ca.context(EVENTBRIDGE_HOST)
+        secure = context.wrap_socket(client, server_side=True)
+        with secure, socket.create_connection(self._server) as server:
+            relay(secure, server)
 
 
 def main() -> int:

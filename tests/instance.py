@@ -9,6 +9,7 @@ however that ends.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -18,8 +19,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -366,6 +367,18 @@ class Instance:
         """The names in tattle's spool, sorted."""
         spool = self.path(SPOOL)
         return sorted(os.listdir(spool)) if spool.is_dir() else []
+
+    @contextmanager
+    def locked(self) -> Iterator[Path]:
+        """Hold the spool's lock, so that hooks leave their records to somebody else."""
+        spool = self.path(SPOOL)
+        spool.mkdir(0o700, exist_ok=True)
+        folder = os.open(spool, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield spool
+        finally:
+            os.close(folder)
 
     # Its processes
 

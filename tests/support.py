@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Optional
 
 import pytest
 
@@ -17,8 +16,6 @@ SYSTEM_PYTHON = "/usr/bin/python3"  # what the artifact's shebang names
 
 OLDEST_PYTHON = (3, 9)
 NEWEST_PYTHON = (3, 14)
-
-Environment = dict[str, Optional[str]]
 
 
 def need(condition: object, reason: str) -> None:
@@ -47,6 +44,16 @@ def clean_environment(home: Path) -> dict[str, str]:
         "AWS_CONFIG_FILE": str(home / ".aws" / "config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(home / ".aws" / "credentials"),
     }
+
+
+def copy_checkout(target: Path) -> None:
+    """Copy the working tree, as a clone with the uncommitted changes would be."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, os.fsdecode(names).split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
 
 
 def find_pythons() -> dict[str, str]:

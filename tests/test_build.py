@@ -20,7 +20,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from support import ROOT, need
+from support import ROOT, copy_checkout, need
 
 LOCK = ROOT / "requirements.lock"
 WHEELS = ROOT / ".venv" / "wheels"  # what build.sh installed its tools from
@@ -35,12 +35,7 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout
-        for name in filter(None, os.fsdecode(names).split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
+        copy_checkout(folder)
 
     def build(
         self, *, python: str, home: Path, wrapper: tuple[str, ...] = (), **environment: str

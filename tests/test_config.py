@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, SPOOL, TATTLE, TTY
 from standins.ca import Ca
 from standins.eventbridge import Entry
 from standins.imds import CREDENTIALS_PATH, TOKEN_PATH
+from standins.relay import Relay, relay
 from standins.server import bind
 
 pytestmark = pytest.mark.root
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.root
 CONF = "/etc/tattle.conf"
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 ARN = "arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"
-CHUNK = 65536  # bytes
 
 FIELDS = (
     *("username", "remote_host", "session"),
@@ -46,9 +45,8 @@ def imds_paths(instance: Instance) -> set[str]:
     return {request.path for request in instance.imds.requests()}
 
 
-class Proxy:
-    """An HTTP proxy inside an instance that tunnels to whatever listens there. A context manager:
-    it listens at `address` while entered."""
+class Proxy(Relay):
+    """An HTTP proxy inside an instance that tunnels to whatever listens there."""
 
     address = ("127.0.0.1", 3128)
 
@@ -58,26 +56,9 @@ class Proxy:
         self.authorizations: list[str] = []
         self._refuses = refuses
         self._namespace = f"/proc/{instance.pid}/ns/net"
-        self._listener = bind(*self.address, self._namespace)
+        super().__init__(bind(*self.address, self._namespace))
 
-    def __enter__(self) -> Proxy:
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
+    def answer(self, client: socket.socket) -> None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += client.recv(1)
@@ -87,22 +68,11 @@ class Proxy:
         self.authorizations += re.findall(r"(?im)^proxy-authorization: (.+)\r$", head.decode())
         if self._refuses:
             client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-            client.close()
             return
-        server = bind("127.0.0.1", 0, self._namespace)  # made inside, so it connects inside
-        server.connect(("127.0.0.1", int(target.rpartition(":")[2])))
-        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        threading.Thread(target=_pump, args=(server, client), daemon=True).start()
-        _pump(client, server)
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(CHUNK):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # one of them left
+        with bind("127.0.0.1", 0, self._namespace) as server:  # made inside, so it connects inside
+            server.connect(("127.0.0.1", int(target.rpartition(":")[2])))
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            relay(client, server)
 
 
 class TestWithoutIt:

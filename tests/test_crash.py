@@ -7,7 +7,6 @@ that call. TATTLE_CRASH_WALK=all walks every call there is instead of a selectio
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import re
@@ -17,7 +16,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,21 +104,8 @@ def walk(
             pass  # an exception is raised here
 
 
-@contextmanager
-def locked(box: Instance) -> Iterator[None]:
-    """Hold the spool's lock, so that hooks leave their records to somebody else."""
-    spool = box.path(SPOOL)
-    spool.mkdir(0o700, exist_ok=True)
-    folder = os.open(spool, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def accept(box: Instance, *users: str) -> None:
-    with locked(box), box.session() as session:
+    with box.locked(), box.session() as session:
         for result in session.run(*(Hook(user=user) for user in users)):
             assert result.returncode == 0
 
@@ -178,7 +163,7 @@ def box(artifact: Path) -> Iterator[Instance]:
 
 class TestTheHook:
     def calls(self, box: Instance) -> list[Call]:
-        with locked(box), box.session() as session:
+        with box.locked(), box.session() as session:
             assert session.hook(user="traced", wrapper=strace([], TRACE)).returncode == 0
         return calls_in(box.read(TRACE))
 
@@ -186,7 +171,7 @@ class TestTheHook:
         calls = self.calls(box)
         assert len(calls) > 100
         results = {}
-        with locked(box), box.session() as session:
+        with box.locked(), box.session() as session:
             for start in range(0, len(calls), HOOKS):
                 some = calls[start : start + HOOKS]
                 hooks = [Hook(user=str(call), wrapper=strace(call.kill())) for call in some]

@@ -21,6 +21,7 @@ from instance import SPOOL, TATTLE, Hook, Instance
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import ERRORS, AwsError, EventBridge, Rejection
 from standins.imds import TOKEN_HEADER, Imds, role_credentials
+from standins.syslogd import AUTHPRIV
 from tattle import TattleError
 from tattle.log import LONGEST_LINE, one_line
 
@@ -63,7 +64,7 @@ def assert_harmless(box: Instance) -> None:
     assert lines
     for line in lines:
         assert line.identifier == "tattle"
-        assert (line.facility, line.severity) == (10, "err")
+        assert (line.facility, line.severity) == (AUTHPRIV, "err")
         assert line.raw.count(b"\n") == 0
         assert line.raw.rstrip(b"\0").decode("utf-8")  # it is UTF-8
         assert not INVISIBLE.search(line.message), ascii(line.message)

@@ -3,14 +3,12 @@ as it should be."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,22 +32,9 @@ UNROUTABLE = "192.0.2.1"  # RFC 5737
 METADATA = "169.254.169.254/32"
 
 
-@contextmanager
-def locked(box: Instance) -> Iterator[Path]:
-    """Hold the spool's lock, so that hooks leave their records to somebody else."""
-    spool = box.path(SPOOL)
-    spool.mkdir(0o700, exist_ok=True)
-    folder = os.open(spool, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield spool
-    finally:
-        os.close(folder)
-
-
 def accept(box: Instance, *users: str) -> list[str]:
     """Have one event of each user accepted and not delivered; the records' names."""
-    with locked(box), box.session() as session:
+    with box.locked(), box.session() as session:
         for user in users:
             assert session.hook(user=user).returncode == 0
     return box.spool()
@@ -235,7 +220,7 @@ class TestFlush:
         assert usernames(instance) == ["unpacks", "one", "late"]
 
     def test_identity_and_credentials_are_asked_for_once(self, instance: Instance) -> None:
-        with locked(instance), instance.session() as session:
+        with instance.locked(), instance.session() as session:
             results = session.run(*(Hook(user=f"u{number}") for number in range(35)))
             assert [result.returncode for result in results] == [0] * 35
         assert instance.run([TATTLE, "flush"]).returncode == 0
@@ -495,7 +480,7 @@ def test_entries_that_stay_refused_keep_no_others_back(instance: Instance) -> No
 def test_fifty_events_of_the_largest_size_all_arrive(instance: Instance) -> None:
     """Ten of them are more than one call takes."""
     name = "n" * 60_000
-    with locked(instance) as spool, instance.session() as session:
+    with instance.locked() as spool, instance.session() as session:
         assert session.hook().returncode == 0
         (first,) = spool.iterdir()
         record = first.read_bytes()
@@ -572,7 +557,7 @@ def test_what_cannot_be_set_aside_stops_nothing(instance: Instance) -> None:
 @pytest.mark.root
 def test_a_torn_record_is_never_sent_as_something_else(instance: Instance) -> None:
     """Cut at any byte it is set aside, unless nothing is missing that is told."""
-    with locked(instance) as spool, instance.session() as session:
+    with instance.locked() as spool, instance.session() as session:
         connection = ("SSH_CONNECTION", f"{REMOTE_HOST} 50000 127.0.0.1 22")
         assert session.hook(before=[connection]).returncode == 0
         (name,) = os.listdir(spool)
@@ -674,7 +659,7 @@ def test_the_spool_is_made_on_first_use(instance: Instance) -> None:
 @pytest.mark.root
 def test_a_full_spool_takes_no_more_and_loses_nothing(instance: Instance) -> None:
     instance.eventbridge.set(fault="refuse")
-    with locked(instance) as spool, instance.session() as session:
+    with instance.locked() as spool, instance.session() as session:
         assert session.hook(user="last").returncode == 0
         (last,) = spool.iterdir()
         for number in range(1, LIMIT):

@@ -7,22 +7,20 @@ where SECONDS (60) is for how long ten logins a second go on.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from instance import SPOOL, SYSTEM_PYTHON, Hook, HookResult, Instance
+from instance import SYSTEM_PYTHON, Hook, HookResult, Instance
 from support import ARTIFACT
 from test_outage import OUTAGES
 
@@ -63,19 +61,6 @@ def median_ms(seconds: Sequence[float]) -> float:
     return 1000 * statistics.median(seconds)
 
 
-@contextmanager
-def locked(box: Instance) -> Iterator[None]:
-    """Hold the spool's lock: no hook starts a deliverer."""
-    spool = box.path(SPOOL)
-    spool.mkdir(0o700, exist_ok=True)
-    folder = os.open(spool, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def wait_for_rest(box: Instance) -> None:
     """Until no deliverer is left, not even as a zombie, and what waited has gone."""
     while any(process.parent == 1 for process in box.processes()):
@@ -92,7 +77,7 @@ def hook_rows() -> list[Row]:
         box.eventbridge.wait_for(1)
         wait_for_rest(box)
         for _ in range(PAIRS):
-            with locked(box):
+            with box.locked():
                 bare += session.run(BARE)
                 left += session.run(Hook())
             bare += session.run(BARE)
@@ -122,7 +107,7 @@ def disk_rows() -> list[Row]:
         disk.run(["mount", "-o", "remount,bind,rw", "/var/spool"], check=True)
         sessions = [stack.enter_context(box.session()) for box in (memory, disk)]
         for box in (memory, disk):
-            stack.enter_context(locked(box))
+            stack.enter_context(box.locked())
         for _ in range(PAIRS):
             for session, own in zip(sessions, seconds.values()):
                 own.append(session.hook().seconds)

@@ -140,11 +140,6 @@ class Imds(StandIn[ImdsSettings]):
         with self._changed:
             return list(self._requests)
 
-    def expire_tokens(self) -> None:
-        """Have every token that was handed out expire now."""
-        with self._changed:
-            self._tokens.clear()
-
     def clear(self) -> None:
         super().clear()
         with self._changed:
