@@ -38,12 +38,14 @@ patch = _exit
 disable_warnings = no-data-collected, module-not-measured, couldnt-parse
 include =
     */tattle/tattle/*
+    */site-packages/tattle/*
     */src/tattle/*
 [paths]
 tattle =
     {root}/src/tattle
     */src/tattle
     */tattle/tattle
+    */site-packages/tattle
 [report]
 show_missing = true
 skip_covered = false

@@ -541,6 +541,12 @@ class TestTables:
             for part in re.split(r"…|/var/spool/tattle/rejected/", message):
                 assert part.strip(" :,").partition(", ")[0] in sources, message
 
+    def test_every_line_of_the_log_is_there(self) -> None:
+        told = [readme.code(row[0])[0] for row in readme.table("log")]
+        for path in (ROOT / "src" / "tattle").glob("*.py"):
+            for begins in re.findall(r'\b(?:sys)?log\([^"]*f"([^"{]+)', path.read_text()):
+                assert any(one.startswith(begins.strip()) for one in told), begins
+
 
 # How to provoke a failure: settings of IMDS, settings of EventBridge, variables.
 Provocation = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -585,12 +591,13 @@ def provocations() -> dict[str, Provocation]:
 
 
 ELSEWHERE = {
-    "this event has": "PAM gives no such name: test_failures.py",
+    "an event of": "PAM gives no such name: test_failures.py",
     "can't unpack": "test_failures.py",
     "a defect of": "there is none that could be provoked",
     "another tattle": "takes a minute: test_outage.py",
     "… belongs to": "test_config.py",
     "/etc/tattle.conf": "test_config.py",
+    "nobody knows": "test_partitions.py",
 }
 
 
@@ -608,6 +615,12 @@ class TestFailures:
             assert beginning(message, [*provocations(), *ELSEWHERE]), message
         for one in (*provocations(), *ELSEWHERE):
             assert any(message.startswith(one) for message, _ in self.rows), one
+
+    def test_what_is_tested_elsewhere_reads_as_tattle_says_it(self) -> None:
+        source = "".join(path.read_text() for path in (ROOT / "src" / "tattle").glob("*.py"))
+        for message in (message for message, _ in self.rows if beginning(message, ELSEWHERE)):
+            for words in filter(None, map(str.strip, re.split("…|,|[0-9:]+", message))):
+                assert words in source, message
 
     @pytest.mark.parametrize(
         ("message", "status"), [row for row in rows if beginning(row[0], provocations())]
