@@ -15,14 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import coverage
 
-from support import ARTIFACT, copy_checkout
+from support import ARTIFACT, copy_checkout, repacked
 
 PLACE = "/opt"  # which instances show as it is
 NOT_HERE = ("test_build", "test_fleet", "test_readme", "test_standins")  # nothing of src/tattle
@@ -93,18 +92,6 @@ exec(__loader__.get_code("tattle/__main__"), globals())
 """
 
 
-def instrumented(artifact: Path, target: Path, front_door: str) -> None:
-    """The artifact with another `__main__` at its root; the real one is in its package anyway."""
-    with zipfile.ZipFile(artifact) as original, target.open("wb") as file:
-        with artifact.open("rb") as text:
-            file.write(text.readline())
-        with zipfile.ZipFile(file, "w") as made:
-            for info in original.infolist():
-                content = original.read(info)
-                made.writestr(info, front_door if info.filename == "__main__.py" else content)
-    target.chmod(0o755)
-
-
 @contextmanager
 def workplace() -> Iterator[Path]:
     """A folder with a mount in it: instances are read-only but for mounts."""
@@ -132,7 +119,12 @@ def main() -> int:
         front_door = FRONT_DOOR.format(
             library=str(work / "library"), begin=begin, version=sys.version_info[:2]
         )
-        instrumented(ARTIFACT, tree / "dist" / "tattle", front_door)
+        instrumented = tree / "dist" / "tattle"  # the real front door is in its package anyway
+        repacked(
+            ARTIFACT,
+            instrumented,
+            lambda name, content: front_door.encode() if name == "__main__.py" else content,
+        )
         run = [sys.executable, "-m", "coverage"]
         ignored = [f"--ignore=tests/{name}.py" for name in NOT_HERE]
         pytest = [

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,6 +59,33 @@ def copy_checkout(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
+
+
+def repacked(artifact: Path, to: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Write the artifact with changed files: change is given each one's name and content, also of
+    those that are unpacked (`site-packages/…`). It is a build of its own then."""
+
+    def repack(content: bytes) -> bytes:
+        made = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+            for info in old.infolist():
+                new.writestr(info, changed(info.filename, old.read(info)))
+        return made.getvalue()
+
+    def changed(name: str, content: bytes) -> bytes:
+        if name == "site-packages.zip":
+            return repack(content)
+        if name == "environment.json":
+            return json.dumps({**json.loads(content), "build_id": build}).encode()
+        return change(name, content)
+
+    content = artifact.read_bytes()
+    begin = content.index(b"PK\3\4")
+    build = hashlib.sha256(str(to).encode()).hexdigest()
+    to.write_bytes(content[:begin])
+    with to.open("ab") as file:
+        file.write(repack(content))
+    to.chmod(0o755)
 
 
 def find_pythons() -> dict[str, str]:

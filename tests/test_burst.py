@@ -7,7 +7,6 @@ import re
 import statistics
 import threading
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
-from support import need_root
+from support import need_root, repacked
 
 pytestmark = pytest.mark.root
 
@@ -60,18 +59,17 @@ def warm_cache(box: Instance) -> None:
 
 def changed(artifact: Path, to: Path, pattern: str, replacement: str) -> None:
     """Write the artifact with one line of ours changed, wherever in the package that is."""
-    found = 0
-    with zipfile.ZipFile(artifact) as source:
-        to.write_bytes(artifact.read_bytes().partition(b"PK\3\4")[0])
-        with zipfile.ZipFile(to, "a") as target:
-            for info in source.infolist():
-                content = source.read(info)
-                if info.filename.startswith("tattle/"):
-                    text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
-                    content, found = text.encode(), found + count
-                target.writestr(info, content)
-    to.chmod(0o755)
-    assert found == 1, f"{found} lines match {pattern}"
+    found = []
+
+    def change(name: str, content: bytes) -> bytes:
+        if "tattle/" in name:
+            text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
+            found.extend([name] * count)
+            return text.encode()
+        return content
+
+    repacked(artifact, to, change)
+    assert len(found) == 2, f"{pattern} is in {found}"  # in the archive, and in what is unpacked
 
 
 class MostDeliverers:
@@ -256,16 +254,16 @@ class TestStranded:
         self, instance: Instance, artifact: Path, tmp_path: Path, moment: str
     ) -> None:
         """Before the lock is let go (so the hook finds it taken), and right after."""
-        warm_cache(instance)
         changed(artifact, tmp_path / "tattle", r"^LINGER = .*$", "LINGER = 1.0")
         instance.install(tmp_path / "tattle")
-        # The hook's own flock() is the first of its process, the letting go the first of its
-        # child's. Each takes a second longer.
-        delayed = ["-e", "trace=flock", "-e", f"inject=flock:{moment}=1000000:when=1"]
+        warm_cache(instance)
+        # The hook's own flock() is the first of its process; the first of its child's holds what is
+        # unpacked, the second lets the spool go. That one takes a second longer.
+        delayed = ["-e", "trace=flock", "-e", f"inject=flock:{moment}=1000000:when=2"]
         with instance.session() as session:
             assert session.hook(user="first", strace=delayed).returncode == 0
             instance.eventbridge.wait_for(2)
-            wait_until(lambda: instance.read(STRACE_LOG).count("flock(") == 2)
+            wait_until(lambda: instance.read(STRACE_LOG).count("flock(") == 3)
             time.sleep(0.3)
             assert session.hook(user="late").returncode == 0
             late = instance.eventbridge.wait_for(3)[-1]

@@ -33,8 +33,8 @@ FUZZED_RUNS = 100
 # Who reads which variables: file:function → names, `*` for any rest of a name. A function that gets
 # its names from elsewhere is listed with those it can ask for.
 ARCHIVE = {
-    "__main__.py:main": ("PAM_SERVICE",),
-    "tattle/__main__.py:main": ("PAM_SERVICE",),
+    "__main__.py:main": ("PAM_SERVICE", "LC_CTYPE"),
+    "tattle/__main__.py:main": ("PAM_SERVICE", "LC_CTYPE"),
     "tattle/check.py:report": ("NO_COLOR",),  # from a shell
     "tattle/cli.py:smoke_test": ("PAM_*", "RES_OPTIONS"),  # from a shell
     "tattle/events.py:refuse_foreign_files": (

@@ -205,12 +205,13 @@ class TestFlush:
     def test_it_leaves_nothing_to_a_hook_that_left_it_to_the_flush(
         self, instance: Instance
     ) -> None:
-        """A hook that comes after the last look and before the lock is let go."""
+        """A hook that comes after the last look and before the lock is let go. (It is the third
+        flock(): the first takes it, the second holds what is unpacked.)"""
         accept(instance, "unpacks")
         assert instance.run([TATTLE, "flush"]).returncode == 0
         accept(instance, "one")
         delayed = ["strace", "-f", "-o", "/tmp/flush", "-e", "trace=flock"]
-        delayed += ["-e", "inject=flock:delay_enter=2000000:when=2"]
+        delayed += ["-e", "inject=flock:delay_enter=2000000:when=3"]
         with instance.popen([*delayed, TATTLE, "flush"]) as flush, instance.session() as session:
             instance.eventbridge.wait_for(2)
             time.sleep(0.3)

@@ -21,8 +21,11 @@ def main():
         try:
             load_once(globals()["__loader__"])  # type: ignore[no-untyped-call]
             from tattle.hook import main as run
-        except Exception:
-            return 70  # no memory, a damaged file: pam_exec logs the status
+        except Exception:  # no memory, a damaged file, an upgrade between two looks at it
+            if "again" not in sys._xoptions:
+                os.environ.pop("LC_CTYPE", None)  # Python's own; it would stand behind pam_exec's
+                os.execv("/proc/self/exe", ["python3", "-ISXutf8", "-Xagain", *sys.argv])
+            return 70  # pam_exec logs the status
     else:
         from tattle.cli import main as run
     return run(sys.argv[1:])
@@ -33,7 +36,8 @@ def load_once(archive):  # type: ignore[no-untyped-def]
     importer = type(archive)
     if importer.__name__ == "zipimporter":  # else pip installed us
         folder = os.path.join(archive.archive, "tattle")
-        for loader, name in [(archive, "tattle")] + [(importer(folder), name) for name in HOT]:
+        hot = HOT + ("process",) * (len(sys.argv) > 1)  # for --wait
+        for loader, name in [(archive, "tattle")] + [(importer(folder), name) for name in hot]:
             full = name if loader is archive else "tattle." + name
             module = sys.modules[full] = type(sys)(full)
             module.__loader__ = loader

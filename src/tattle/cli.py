@@ -55,12 +55,16 @@ def parser() -> Parser:
         prog="tattle",
         description="Report SSH logins and logouts to Amazon EventBridge. Without a command:"
         " the smoke test, which publishes the session that PAM_TYPE, PAM_USER and PAM_RHOST name.",
+        epilog="Exit status, as in sysexits(3): 64 wrong usage, 69 IMDS or EventBridge unreachable,"
+        " 75 try again later, 77 no role or not allowed, 78 configuration."
+        " Files: /etc/tattle.conf, /var/spool/tattle, root's ~/.aws/config."
+        " PAM runs it by the line: session optional pam_exec.so /usr/local/bin/tattle",
     )
     top.add_argument("--version", action="version", version=f"tattle {__version__}")
     top.add_argument("--debug", action="store_true", help="say what happens on the way")
     top.add_argument("--dry-run", action="store_true", help="print the event, send nothing")
     top.set_defaults(command=smoke_test)
-    commands = top.add_subparsers(title="commands", metavar="")
+    commands = top.add_subparsers(title="commands", metavar="[COMMAND]")
     flushing = commands.add_parser("flush", help="send what waits in the spool")
     flushing.set_defaults(command=flush)
     checking = commands.add_parser("check", help="find what keeps events from arriving")

@@ -28,9 +28,9 @@ def unpack() -> None:
     loader = tattle.__loader__
     if not isinstance(loader, zipimporter):
         return  # installed by pip, which brought botocore
+    if (Path(tattle.__path__[0]).parents[1] / COMPLETE).exists():
+        return  # done; not to be asked of the archive, which may have been upgraded since
     build = json.loads(loader.get_data("environment.json"))["build_id"]
-    if any(path.endswith(f"/{build}/site-packages") for path in sys.path):
-        return
     faults = []
     for root in caches():
         try:
@@ -64,13 +64,36 @@ def unpacked(loader: zipimporter, root: Path, build: str) -> Path:
     folder = private_folder(str(root))
     try:
         target = root / build
-        if not (target / COMPLETE).exists():
+        if not held(target):
             fcntl.flock(folder, fcntl.LOCK_EX)
-            if not (target / COMPLETE).exists():
+            if not held(target):
                 extract(loader, target)
+                held(target)
         return target / "site-packages"
     finally:
         os.close(folder)
+
+
+def held(target: Path) -> bool:
+    """Keep a whole build from being removed while this process lives; tell whether it is one."""
+    try:
+        fd = os.open(target / COMPLETE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return os.fstat(fd).st_nlink > 0
+
+
+def in_use(other: Path) -> bool:
+    """Tell whether a process holds that build."""
+    try:
+        with open(other / COMPLETE, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no whole build, or no build at all
+    return False
 
 
 def extract(loader: zipimporter, target: Path) -> None:
@@ -85,5 +108,5 @@ def extract(loader: zipimporter, target: Path) -> None:
         os.close(fd)
     (target / COMPLETE).touch(0o600)
     for other in target.parent.iterdir():
-        if other.name != target.name:
+        if other.name != target.name and not in_use(other):
             shutil.rmtree(other) if other.is_dir() else other.unlink()
