@@ -24,7 +24,7 @@ def main():
         except Exception:  # no memory, a damaged file, an upgrade between two looks at it
             if "again" not in sys._xoptions:
                 os.environ.pop("LC_CTYPE", None)  # Python's own; it would stand behind pam_exec's
-                os.execv("/proc/self/exe", ["python3", "-ISXutf8", "-Xagain", *sys.argv])
+                os.execv("/proc/self/exe", ["python3", "-ISXutf8", "-Xagain"] + sys.argv)
             return 70  # pam_exec logs the status
     else:
         from tattle.cli import main as run
