@@ -442,7 +442,7 @@ class TestUnpacking:
         trace = box.read(STRACE_LOG)
         for module in ("deliver", "config", "detail", "events", "imds", "records", "session"):
             opened = (
-                rf'"{CACHE}/\w+/site-packages/tattle/__pycache__/{module}\.[\w-]+\.pyc", .* = \d'
+                rf'"{CACHE}/[\w-]+/site-packages/tattle/__pycache__/{module}\.[\w-]+\.pyc", .* = \d'
             )
             assert re.search(opened, trace), module
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,7 +167,9 @@ def test_what_is_not_a_record_in_the_spool_is_never_followed_or_waited_for(
 
 def build(artifact: Path) -> str:
     with zipfile.ZipFile(artifact) as archive:
-        return str(json.loads(archive.read("environment.json"))["build_id"])
+        name = json.loads(archive.read("environment.json"))["build_id"]
+    tag = "import sys; print(sys.implementation.cache_tag, end='')"
+    return f"{name}-{subprocess.check_output([SYSTEM_PYTHON, '-IS', '-c', tag], text=True)}"
 
 
 TRAP = f"""\

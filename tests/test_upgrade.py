@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from instance import TATTLE, Instance
-from support import need_root, repacked
+from support import SYSTEM_PYTHON, find_pythons, need, need_root, repacked
+from test_pythons import replace_python
 
 pytestmark = pytest.mark.root
 
@@ -96,6 +97,24 @@ class TestADeliverer:
         configure(box, "com.example")
         self.delivers(box, "second")
         assert builds(box) == 1
+
+
+def test_another_python_unpacks_for_itself(box: Instance) -> None:
+    """What Python compiles as it goes may be torn by a power cut, so nothing is left to compile."""
+    box.hook(user="first")
+    box.eventbridge.wait_for(1)
+    box.kill_deliverers()
+    own = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print('%d.%d' % sys.version_info[:2])"])
+    others = [path for version, path in find_pythons().items() if version != own.stdout.strip()]
+    need(others, "needs another Python")
+    replace_python(box, others[0])
+    box.hook(user="second")
+    box.eventbridge.wait_for(2)
+    tag = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print(sys.implementation.cache_tag)"])
+    (build,) = box.path(CACHE).iterdir()
+    compiled = [path.suffixes[0] for path in build.rglob("*.pyc")]
+    assert {*compiled} == {f".{tag.stdout.strip()}"}
+    assert len(compiled) == len(list(build.rglob("*.py")))
 
 
 @pytest.mark.parametrize("arguments", [(), ("--wait",)], ids=["", "--wait"])

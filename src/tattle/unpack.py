@@ -31,6 +31,7 @@ def unpack() -> None:
     if (Path(tattle.__path__[0]).parents[1] / COMPLETE).exists():
         return  # done; not to be asked of the archive, which may have been upgraded since
     build = json.loads(loader.get_data("environment.json"))["build_id"]
+    build += "-" + sys.implementation.cache_tag  # as what is compiled suits one Python only
     faults = []
     for root in caches():
         try:
