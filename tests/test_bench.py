@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import delivery
+from bench import delivery, stages
 from instance import Instance
 from standins.eventbridge import ERRORS
 from support import need_root
@@ -23,6 +23,13 @@ def test_every_contender_delivers_and_is_measured(artifact: Path) -> None:
         assert re.fullmatch(r"\d+ ms", waits), name
         assert re.fullmatch(r"\d+ ms" if contender.sends else "", arrives), name
         assert re.fullmatch(r"\d+ MiB", memory), name
+
+
+def test_the_deliverers_steps_lead_to_an_event(artifact: Path) -> None:
+    need_root(*Instance.TOOLS)
+    rows = stages.rows(rounds=1)
+    assert len(rows) == 7
+    assert all(re.fullmatch(r"\d+\.\d ms", median) for _, median in rows)
 
 
 @pytest.fixture

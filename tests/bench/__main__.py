@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "src"))
 
-from bench import delivery, fleet, hook, smoke
+from bench import delivery, fleet, hook, smoke, stages
 from support import ARTIFACT
 
 ROUNDS = 15
@@ -55,6 +55,10 @@ def table(rounds: int) -> Iterator[tuple[str, Table]]:
         f"The hook as a login runs it, {rounds} rounds in turns: the login waits, the event is"
         " there, memory",
         iter(delivery.rows(rounds)),
+    )
+    yield (
+        f"Where the time goes to the event's arrival, {rounds} rounds",
+        iter(stages.rows(rounds)),
     )
     yield "The size of what is installed", sizes()
     yield (
