@@ -124,7 +124,8 @@ run_tests() {
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
     clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh tests/bench/curl_tattle.sh
-    clean "$bin/python" -m pytest "$@"
+    # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
+    clean "$bin/python" -m pytest -n "$(($(nproc) + 1))" --dist loadfile "$@"
 }
 
 # Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.
