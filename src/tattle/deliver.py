@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gc
 import os
 import random
 import re
@@ -176,7 +175,6 @@ class Deliverer:
         config = load()
         if self.publisher is None or config != self.config:
             self.publisher, self.config = Publisher(config, ATTEMPTS, TIMEOUT), config
-        gc.enable()  # what the front door turned off while all this was loading
         return self.publisher
 
     def batches(self, names: list[str], publisher: Publisher) -> Iterator[dict[str, Entry]]:

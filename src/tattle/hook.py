@@ -20,9 +20,6 @@ def main(arguments: "list[str]") -> int:
     """Accept the event, let the login go on, and deliver. Return the exit status."""
     try:
         spool, record = accept(arguments)  # only a deliverer comes back
-        import gc
-
-        gc.disable()  # nothing that loads now is garbage; deliver.py turns it on again
         from tattle.unpack import unpack
 
         try:
