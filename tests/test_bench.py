@@ -32,6 +32,13 @@ def test_the_deliverers_steps_lead_to_an_event(artifact: Path) -> None:
     assert all(re.fullmatch(r"\d+\.\d ms", median) for _, median in rows)
 
 
+def test_what_was_saved_can_be_put_back(artifact: Path) -> None:
+    need_root(*Instance.TOOLS)
+    rows = stages.savings(rounds=1)
+    assert len(rows) == 3
+    assert all(re.fullmatch(r"\d+ ms", median) for _, median in rows)
+
+
 @pytest.fixture
 def curl(instance: Instance) -> Instance:
     need_root("curl")

@@ -60,6 +60,10 @@ def table(rounds: int) -> Iterator[tuple[str, Table]]:
         f"Where the time goes to the event's arrival, {rounds} rounds",
         iter(stages.rows(rounds)),
     )
+    yield (
+        f"What was taken out of that, put back, {rounds} rounds in turns",
+        iter(stages.savings(rounds)),
+    )
     yield "The size of what is installed", sizes()
     yield (
         f"The smoke test, {rounds} rounds in turns: median, middle half, share of the AWS CLI's",

@@ -3,13 +3,21 @@
 The deliverer's steps, one after the other in a fresh process of its kind, in a throwaway instance,
 with EventBridge's certificate checked against botocore's own 130 roots and the stand-in's. Needs
 root. By hand: `python tests/bench/stages.py [ROUNDS]`.
+
+Then what was taken out of that time, measured by putting it back: artifacts with one thing undone
+deliver in turns with the real one.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -17,7 +25,7 @@ if __name__ == "__main__":
 
 from bench.delivery import CA, ROOTS
 from instance import SYSTEM_PYTHON, TATTLE, Instance
-from support import ARTIFACT
+from support import ARTIFACT, repacked
 
 ROUNDS = 15
 
@@ -71,9 +79,57 @@ def rows(rounds: int = ROUNDS) -> list[tuple[str, str]]:
     return [(step, f"{1000 * statistics.median(all_):.1f} ms") for step, all_ in taken.items()]
 
 
+def with_whole_data(name: str, content: bytes) -> bytes:
+    original = ROOTS.parent / name.replace("site-packages/botocore/", "")
+    if name.endswith("data/endpoints.json"):
+        return original.read_bytes()
+    if name.endswith("events/2015-10-07/service-2.json"):
+        return gzip.decompress(original.with_suffix(".json.gz").read_bytes())
+    return content
+
+
+def not_compiled(name: str, content: bytes) -> bytes:
+    if name.endswith("tattle/unpack.py"):
+        assert FIRST_COMPILED in content
+        return content.replace(FIRST_COMPILED, b"tattle.__path__.append(")
+    return content
+
+
+FIRST_COMPILED = b"tattle.__path__.insert(0, "
+VARIANTS: Mapping[str, Callable[[str, bytes], bytes]] = {
+    "from hook to arrival": lambda name, content: content,
+    "  … with all of botocore's endpoint data and operations": with_whole_data,
+    "  … with tattle's modules compiled at each delivery": not_compiled,
+}
+
+
+def savings(rounds: int = ROUNDS) -> list[tuple[str, str]]:
+    """The variants, and the medians from a hook's start to the event's arrival."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tattle-bench-")))
+        boxes = []
+        for number, change in enumerate(VARIANTS.values()):
+            repacked(ARTIFACT, folder / f"{number}", change)
+            boxes.append(stack.enter_context(Instance(folder / f"{number}")))
+        sessions = [stack.enter_context(box.session()) for box in boxes]
+        taken: list[list[float]] = [[] for _ in boxes]
+        for number in range(rounds + 1):
+            for box, session, own in zip(boxes, sessions, taken):
+                while box.spool():
+                    time.sleep(0.01)
+                box.kill_deliverers()
+                count = len(box.eventbridge.entries())
+                began = session.hook().started
+                arrived = box.eventbridge.wait_for(count + 1, 30)[-1].arrived
+                if number:  # the first unpacks
+                    own.append(arrived - began)
+    return [(what, f"{1000 * statistics.median(own):.0f} ms") for what, own in zip(VARIANTS, taken)]
+
+
 def main() -> None:
-    for step, median in rows(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS):
-        print(f"{step:<58}{median:>16}")
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    for what, median in (*rows(rounds), *savings(rounds)):
+        print(f"{what:<58}{median:>16}")
 
 
 if __name__ == "__main__":
