@@ -171,6 +171,7 @@ class TestTheFile:
         folder = tmp_path / "an empty folder"
         folder.mkdir()
         copy = Path(shutil.copy(artifact, folder / "renamed"))
+        (folder / ".complete").touch()  # is there no trap in what else lies there?
         endpoints = {
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url,
             "AWS_ENDPOINT_URL_EVENTBRIDGE": eventbridge.url,
@@ -178,7 +179,7 @@ class TestTheFile:
         environment = {**clean_env, **endpoints, **LOGIN}
         sent(subprocess.run([copy], cwd=folder, env=environment, capture_output=True, text=True))
         assert len(eventbridge.entries()) == 1
-        assert os.listdir(folder) == ["renamed"]
+        assert {*os.listdir(folder)} == {"renamed", ".complete"}
 
     def test_nothing_near_the_file_or_in_the_environment_chooses_what_code_runs(
         self, tattle: Tattle, tmp_path: Path, eventbridge: EventBridge

@@ -28,14 +28,15 @@ def unpack() -> None:
     loader = tattle.__loader__
     if not isinstance(loader, zipimporter):
         return  # installed by pip, which brought botocore
-    if (Path(tattle.__path__[0]).parents[1] / COMPLETE).exists():
+    unpacked_to = [Path(path).parents[1] for path in tattle.__path__[:-1]]
+    if any((build / COMPLETE).exists() for build in unpacked_to):
         return  # done; not to be asked of the archive, which may have been upgraded since
-    build = json.loads(loader.get_data("environment.json"))["build_id"]
-    build += "-" + sys.implementation.cache_tag  # as what is compiled suits one Python only
+    name = json.loads(loader.get_data("environment.json"))["build_id"]
+    name += "-" + sys.implementation.cache_tag  # as what is compiled suits one Python only
     faults = []
     for root in caches():
         try:
-            site = unpacked(loader, root, build)
+            site = unpacked(loader, root / name)
         except (OSError, TattleError) as error:
             faults.append(f"{root}: {error}")
         else:
@@ -58,13 +59,12 @@ def caches() -> "list[Path]":
     return [Path(home, ".cache", "tattle")]
 
 
-def unpacked(loader: zipimporter, root: Path, build: str) -> Path:
-    """Return the build's site-packages below root, unpacked whole and on disk."""
+def unpacked(loader: zipimporter, target: Path) -> Path:
+    """Return the site-packages of a build, unpacked whole and on disk."""
     if os.geteuid() != 0:
-        root.parent.mkdir(0o700, exist_ok=True)  # ~/.cache
-    folder = private_folder(str(root))
+        target.parent.parent.mkdir(0o700, exist_ok=True)  # ~/.cache
+    folder = private_folder(str(target.parent))
     try:
-        target = root / build
         if not held(target):
             fcntl.flock(folder, fcntl.LOCK_EX)
             if not held(target):

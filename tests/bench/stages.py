@@ -91,11 +91,11 @@ def with_whole_data(name: str, content: bytes) -> bytes:
 def not_compiled(name: str, content: bytes) -> bytes:
     if name.endswith("tattle/unpack.py"):
         assert FIRST_COMPILED in content
-        return content.replace(FIRST_COMPILED, b"tattle.__path__.append(")
+        return content.replace(FIRST_COMPILED, b'insert(0, str(site / "nothing")')
     return content
 
 
-FIRST_COMPILED = b"tattle.__path__.insert(0, "
+FIRST_COMPILED = b'insert(0, str(site / "tattle")'
 VARIANTS: Mapping[str, Callable[[str, bytes], bytes]] = {
     "from hook to arrival": lambda name, content: content,
     "  … with all of botocore's endpoint data and operations": with_whole_data,
