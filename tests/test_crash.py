@@ -353,6 +353,8 @@ class TestTheHooksChild:
             with box.session() as session:
 
                 def deliver(call: Call) -> None:
+                    if len(waiting(box)) > 5:  # so that all of them are in each batch
+                        flush(box)
                     user = f"{len(users)}-{call}"
                     options = [*call.kill(), *self.NO_FORK]
                     options[1] += ",clone"
@@ -360,8 +362,6 @@ class TestTheHooksChild:
                     assert result.returncode in (0, KILLED)
                     assert user in waiting(box) or arrived(box)[user] == 1, call
                     users.append(user)
-                    if len(waiting(box)) > 5:  # so that all of them are in each batch
-                        flush(box)
 
                 walk_deliveries(box, own, deliver, put=False)
             assert {*users} <= {*arrived(box)}
