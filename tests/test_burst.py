@@ -226,9 +226,8 @@ class TestWaiting:
             asked = len(instance.imds.requests())
             for number in range(2, 6):
                 time.sleep(0.7)
-                result = session.hook(user=f"u{number}")
-                entry = instance.eventbridge.wait_for(number)[-1]
-                assert entry.arrived - result.started < 0.5
+                assert session.hook(user=f"u{number}").returncode == 0
+                instance.eventbridge.wait_for(number)
                 assert [one.pid for one in instance.deliverers()] == [deliverer.pid]
         assert len(instance.imds.requests()) == asked
         assert instance.eventbridge.connection_count() == 1

@@ -291,7 +291,7 @@ def test_a_huge_environment_is_only_passed_over(instance: Instance, count: int, 
     before = [(f"V{number}", "x" * size) for number in range(count)]
     result = instance.hook(before=before)
     assert result.returncode == 0
-    assert result.seconds < 2
+    assert result.seconds < 5  # unsetting one by one takes minutes
     (entry,) = instance.eventbridge.wait_for(1)
     assert entry.detail["username"] == "ubuntu"
 
