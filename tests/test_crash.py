@@ -225,6 +225,16 @@ class TestTheHook:
                 assert session.hook(user=f"after-{call}").returncode == 0
                 box.eventbridge.wait_for(number)
 
+    def test_an_event_that_a_deliverer_has_already_is_not_told_twice(self, box: Instance) -> None:
+        """The folder's fsync() fails after a second in which the record could be seen."""
+        assert box.hook(user="first").returncode == 0
+        box.eventbridge.wait_for(1)
+        failing = ["-e", "inject=fsync:error=EIO:delay_enter=1000000:when=2", "-e", "trace=fsync"]
+        assert box.hook(user="second", wrapper=strace(failing)).returncode == 0
+        assert box.syslog.wait_for("can't be sure that an event is on disk")
+        flush(box)
+        assert arrived(box) == {"first": 1, "second": 1}
+
     @pytest.mark.parametrize("error", DISK_ERRORS)
     def test_an_error_at_any_call_loses_nothing_silently(self, box: Instance, error: str) -> None:
         """Exit status 0, and the event arrives, or another one, and a line in the log: tattle's, or

@@ -43,16 +43,20 @@ class Spool:
                 record = record[os.write(file, record) :]
             os.fsync(file)
             os.rename(TEMPORARY + name, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            os.fsync(self.fd)
         except OSError:
-            for half in (TEMPORARY + name, name):
-                try:
-                    os.unlink(half, dir_fd=self.fd)
-                except OSError:
-                    pass  # the one that is not there
+            try:
+                os.unlink(TEMPORARY + name, dir_fd=self.fd)
+            except OSError:
+                pass  # records.py sets it aside
             raise
         finally:
             os.close(file)
+        try:
+            os.fsync(self.fd)
+        except OSError as error:  # a deliverer may have it by now: no second one beside it
+            from tattle.log import log
+
+            log(f"can't be sure that an event is on disk: {error}")
         return name
 
     def lock(self) -> bool:
