@@ -125,7 +125,7 @@ run_tests() {
     clean "$bin/python" -m mypy --no-error-summary
     clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh tests/bench/curl_tattle.sh
     # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
-    clean "$bin/python" -m pytest -n "$(($(nproc) + 1))" --dist loadfile "$@"
+    clean "$bin/python" -m pytest -n "$(nproc)" --dist loadfile "$@"
 }
 
 # Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.
