@@ -72,7 +72,12 @@ build() {
     .venv/bin/python -I src/sbom.py
 }
 
-test_tools() { venv .venv-test tests/requirements.lock "test tools"; }
+# What the commands need that run something.
+prepare() {
+    system_packages "$command"
+    build
+    venv .venv-test tests/requirements.lock "test tools"
+}
 
 # The environment of the machine (AWS_*, *_PROXY, *_CA_BUNDLE, PYTHON*, …) must not reach the tests.
 clean() {
@@ -175,27 +180,19 @@ build)
     build
     ;;
 test)
-    system_packages "$command"
-    build
-    test_tools
+    prepare
     run_tests "$@"
     ;;
 demo)
-    system_packages "$command"
-    build
-    test_tools
+    prepare
     clean .venv-test/bin/python tests/demo.py "$@"
     ;;
 bench)
-    system_packages "$command"
-    build
-    test_tools
+    prepare
     clean .venv-test/bin/python tests/bench "$@"
     ;;
 coverage)
-    system_packages "$command"
-    build
-    test_tools
+    prepare
     clean .venv-test/bin/python tests/cover.py "$@"
     ;;
 lock)
