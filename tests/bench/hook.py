@@ -20,6 +20,7 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from bench.delivery import rest
 from instance import SYSTEM_PYTHON, Hook, HookResult, Instance
 from support import ARTIFACT
 from test_outage import OUTAGES
@@ -162,16 +163,11 @@ def arrival_rows() -> list[Row]:
             began = session.hook().started
             return box.eventbridge.wait_for(count + 1, 30)[-1].arrived - began
 
-        def rest() -> None:
-            while box.spool():
-                time.sleep(0.01)
-            box.kill_deliverers()
-
         for _ in range(ARRIVALS):
-            rest()
+            rest(box)
             shutil.rmtree(box.path(CACHE), ignore_errors=True)
             seconds["nothing unpacked"].append(arrival())
-            rest()
+            rest(box)
             seconds["no deliverer"].append(arrival())
             for _ in range(3):
                 time.sleep(0.3)

@@ -15,7 +15,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bench.delivery import CA, ROOTS
+from bench.delivery import CA, ROOTS, rest
 from instance import SYSTEM_PYTHON, TATTLE, Instance
 from support import ARTIFACT, repacked
 
@@ -115,9 +114,7 @@ def savings(rounds: int = ROUNDS) -> list[tuple[str, str]]:
         taken: list[list[float]] = [[] for _ in boxes]
         for number in range(rounds + 1):
             for box, session, own in zip(boxes, sessions, taken):
-                while box.spool():
-                    time.sleep(0.01)
-                box.kill_deliverers()
+                rest(box)
                 count = len(box.eventbridge.entries())
                 began = session.hook().started
                 arrived = box.eventbridge.wait_for(count + 1, 30)[-1].arrived
