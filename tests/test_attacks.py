@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import readme
 from instance import EVENTBRIDGE_HOST, REMOTE_HOST, TATTLE, Instance
 from standins.eventbridge import Call, EventBridge
 from standins.server import bind
-from support import SYSTEM_PYTHON, need
+from support import SYSTEM_PYTHON, eventually, need
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -282,14 +282,6 @@ def logged_in(box: Instance, **popen_options: Any) -> Iterator[subprocess.Popen[
         assert ssh.stdout.readline() == "in\n", ssh.communicate()
         yield ssh
         ssh.communicate("\n", timeout=20)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for what sshd does after its client has left."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 def assert_reported(box: Instance, began: float) -> list[Call]:

@@ -8,14 +8,13 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
-from support import need_root, repacked
+from support import eventually, need_root, repacked
 
 pytestmark = pytest.mark.root
 
@@ -37,13 +36,6 @@ def cpu_seconds(box: Instance, pid: int) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def flush(box: Instance) -> None:
     done = box.run([TATTLE, "flush"], timeout=120)
     assert done.returncode == 0, done
@@ -53,7 +45,7 @@ def flush(box: Instance) -> None:
 def warm_cache(box: Instance) -> None:
     box.hook(user="somebody")
     box.eventbridge.wait_for(1)
-    wait_until(lambda: not box.spool())
+    eventually(lambda: not box.spool())
     box.kill_deliverers()
 
 
@@ -102,7 +94,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
         results = session.run(*(Hook(user=user) for user in users))
         instance.eventbridge.wait_for(BURST, timeout=60)
     assert {result.returncode for result in results} == {0}
-    wait_until(lambda: not instance.spool())
+    eventually(lambda: not instance.spool())
     assert arrived(instance) == {(user, "opened"): 1 for user in users}
     calls = instance.eventbridge.calls()
     assert len(calls) <= MOST_CALLS
@@ -127,14 +119,14 @@ class TestKilled:
         )
         with instance.popen(login) as ssh:
             command = ["sleep", "60"]
-            wait_until(lambda: command in [one.command for one in instance.processes()])
-            wait_until(instance.spool)
+            eventually(lambda: command in [one.command for one in instance.processes()])
+            eventually(instance.spool)
             monitor = self.session_processes(instance, "alice [priv]")
             own = self.session_processes(instance, "alice@notty")
             assert len(monitor) == len(own) == 1
             instance.kill(*own, *([] if closes else monitor))
             ssh.wait(10)
-        wait_until(lambda: len(instance.spool()) == 1 + closes)
+        eventually(lambda: len(instance.spool()) == 1 + closes)
         instance.eventbridge.set(fault=None)
         instance.eventbridge.wait_for(1 + closes, timeout=20)
         expected = {("alice", "opened"): 1}
@@ -165,7 +157,7 @@ class TestKilled:
         instance.eventbridge.set(fault="hang")
         began = time.time()
         assert instance.ssh("alice", "true").returncode == 0
-        wait_until(lambda: len(instance.spool()) == 2)
+        eventually(lambda: len(instance.spool()) == 2)
         ended = time.time()
         instance.reboot()
         assert instance.deliverers() == []
@@ -240,9 +232,9 @@ class TestWaiting:
         used = cpu_seconds(instance, deliverer.pid)
         time.sleep(LINGER - 1)
         assert cpu_seconds(instance, deliverer.pid) - used < 0.2
-        wait_until(lambda: not instance.deliverers())
+        eventually(lambda: not instance.deliverers())
         assert LINGER - 0.1 < time.monotonic() - entry.arrived < LINGER + 2
-        wait_until(lambda: not instance.processes())
+        eventually(lambda: not instance.processes())
 
 
 class TestStranded:
@@ -262,13 +254,13 @@ class TestStranded:
         with instance.session() as session:
             assert session.hook(user="first", strace=delayed).returncode == 0
             instance.eventbridge.wait_for(2)
-            wait_until(lambda: instance.read(STRACE_LOG).count("flock(") == 3)
+            eventually(lambda: instance.read(STRACE_LOG).count("flock(") == 3)
             time.sleep(0.3)
             assert session.hook(user="late").returncode == 0
             late = instance.eventbridge.wait_for(3)[-1]
         instance.install(artifact)
         assert late.detail["username"] == "late"
-        wait_until(lambda: not instance.spool())
+        eventually(lambda: not instance.spool())
         assert len(instance.eventbridge.entries()) == 3
 
     @pytest.mark.slow
@@ -296,7 +288,7 @@ class TestStranded:
                     count += 2
                     box.eventbridge.wait_for(count, timeout=8)
                     fresh += box.eventbridge.connection_count() > connections
-                wait_until(lambda: not box.spool())
+                eventually(lambda: not box.spool())
                 assert {*arrived(box).values()} == {1}
                 assert box.eventbridge.most_in_progress() == 1
             return fresh

@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -20,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instance import STRACE_LOG, TATTLE, Instance, Text
-from support import SYSTEM_PYTHON, need, need_root
+from support import SYSTEM_PYTHON, eventually, need, need_root
 from tattle import TattleError
 from tattle.detail import detail
 from tattle.hook import moment
@@ -501,13 +500,6 @@ class Told(NamedTuple):
     asked_of_imds: list[tuple[str, str]]
     opened: frozenset[str]
     """What it did with files and addresses, as strace has it; numbers are N."""
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 def run_traced(box: Instance, before: Mapping[str, str]) -> Told:

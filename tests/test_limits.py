@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
-from collections.abc import Callable
 
 import pytest
 
 from instance import SPOOL, TATTLE, HookResult, Instance
-from support import SYSTEM_PYTHON, need_root
+from support import SYSTEM_PYTHON, eventually, need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -32,13 +30,6 @@ def run(box: Instance, wrapper: list[str], *arguments: str) -> HookResult:
     assert result.returncode >= 0, "killed, or crashed"
     assert not any("defect" in line.message for line in box.log())
     return result
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import json
 import operator
 import re
 import string
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from standins import ROLE_CREDENTIALS
 from standins.eventbridge import ERRORS, AwsError, EventBridge, Rejection
 from standins.imds import TOKEN_HEADER, Imds, role_credentials
 from standins.syslogd import AUTHPRIV
+from support import eventually
 from tattle import TattleError
 from tattle.log import LONGEST_LINE, one_line
 
@@ -51,13 +51,6 @@ def of_pam(value: str) -> bytes:
     return value.encode("utf-8", "surrogateescape")
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
-
-
 def assert_harmless(box: Instance) -> None:
     """Each datagram is one line of tattle's, that any terminal shows as it is."""
     lines = box.log(None)
@@ -82,7 +75,7 @@ def test_no_value_forges_a_line(instance: Instance) -> None:
     settings: list[dict[str, Any]] = [{item: of_pam(v)} for item, v in zip(ITEMS, NAMES.values())]
     with instance.session() as session:
         session.run(*(Hook(**of_hook) for of_hook in settings))
-    eventually(lambda: sum("lost" in line.message for line in instance.log()) == len(NAMES))
+    eventually(lambda: sum("lost" in line.message for line in instance.log()) == len(NAMES), 30)
     assert_harmless(instance)
 
 
@@ -92,7 +85,7 @@ def test_no_odd_block_forges_a_line(instance: Instance) -> None:
     odd += [Hook(user=None, rhost=of_pam(value)) for value in NAMES.values()]
     with instance.session() as session:
         assert {result.returncode for result in session.run(*odd)} == {64}
-    eventually(lambda: len(instance.log()) == len(odd))
+    eventually(lambda: len(instance.log()) == len(odd), 30)
     assert_harmless(instance)
 
 

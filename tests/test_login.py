@@ -14,6 +14,7 @@ import pytest
 
 from instance import REMOTE_HOST, SPOOL, STRACE_LOG, TATTLE, Instance
 from standins.eventbridge import Rejection
+from support import eventually
 
 pytestmark = pytest.mark.root
 
@@ -47,10 +48,7 @@ def sftp(box: Instance) -> None:
 def wait_for_delivery(box: Instance, count: int) -> None:
     """Until so many events arrived and nothing waits that could arrive yet."""
     box.eventbridge.wait_for(count)
-    deadline = time.monotonic() + 10
-    while box.spool():
-        assert time.monotonic() < deadline, box.spool()
-        time.sleep(0.01)
+    eventually(lambda: not box.spool())
 
 
 @pytest.mark.parametrize("session", [ssh, scp, sftp])
@@ -156,10 +154,7 @@ def test_a_login_is_not_held_up_by_pam_execs_option_stdout(instance: Instance) -
 def test_a_deliverer_keeps_nothing_of_the_login(instance: Instance) -> None:
     instance.eventbridge.set(fault="hang")
     assert instance.ssh("ubuntu", "true").returncode == 0
-    deadline = time.monotonic() + 5
-    while not instance.eventbridge.connection_count():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(instance.eventbridge.connection_count, 5)
     (deliverer,) = instance.deliverers()
     process = f"/proc/{deliverer.pid}"
     look = f"cd {process}/fd && for fd in *; do echo $fd $(readlink $fd); done"

@@ -9,14 +9,13 @@ import json
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from instance import TATTLE, Instance
-from support import SYSTEM_PYTHON, find_pythons, need, need_root
+from support import SYSTEM_PYTHON, eventually, find_pythons, need, need_root
 
 PYTHONS = find_pythons()
 SMOKE_TEST = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
@@ -86,10 +85,7 @@ class TestUnderEach:
         details = [entry.detail for entry in box.eventbridge.wait_for(2)]
         assert [detail["session"] for detail in details] == ["opened", "closed"]
         assert {detail["username"] for detail in details} == {"alice"}
-        deadline = time.monotonic() + 10
-        while box.spool():
-            assert time.monotonic() < deadline, box.spool()
-            time.sleep(0.01)
+        eventually(lambda: not box.spool())
         assert box.log() == []
 
     def test_what_an_outage_kept_back_arrives_afterwards(self, box: Instance) -> None:

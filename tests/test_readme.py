@@ -29,7 +29,7 @@ from conftest import Tattle
 from instance import SPOOL, TATTLE, Instance
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import ROLE_NOT_ASSUMABLE, Imds, identity_document, role_credentials
-from support import ROOT, need
+from support import ROOT, eventually, need
 from tattle import config, deliver, pamd, process, spool
 from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
 from tattle.records import is_record
@@ -307,10 +307,7 @@ class TestSpool:
         instance.eventbridge.set(rejections=[rule])
         instance.hook(user="mallory")
         rejected = instance.path(f"{SPOOL}/rejected")
-        deadline = time.monotonic() + 10
-        while not (rejected.is_dir() and [*rejected.iterdir()]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: rejected.is_dir() and [*rejected.iterdir()])
         told = ran(run(instance, "rejected-look")).splitlines()
         assert "PAM_USER=mallory" in told
         assert told[0].startswith(f"{SPOOL}/rejected/")
