@@ -7,6 +7,7 @@ Short, since each login compiles it, and twice: zipimport does so to find a modu
 import os
 import sys
 
+PYTHON = "/usr/bin/python3"  # as in the first line of the file
 HOT = ("pam", "spool", "hook")  # what a login needs, in the order of who imports whom
 
 
@@ -24,7 +25,9 @@ def main():
         except Exception:  # no memory, a damaged file, an upgrade between two looks at it
             if "again" not in sys._xoptions:
                 os.environ.pop("LC_CTYPE", None)  # Python's own; it would stand behind pam_exec's
-                os.execv("/proc/self/exe", ["python3", "-ISXutf8", "-Xagain"] + sys.argv)
+                # Without a slash in argv[0], Python would look for itself in PATH, and for
+                # pyvenv.cfg in the current folder, which may be a user's.
+                os.execv(PYTHON, [PYTHON, "-ISXutf8", "-Xagain"] + sys.argv)
             return 70  # pam_exec logs the status
     else:
         from tattle.cli import main as run

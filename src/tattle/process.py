@@ -12,6 +12,7 @@ import sys
 import time
 
 from tattle import EX_DATAERR, EX_SOFTWARE, EX_TEMPFAIL, TattleError
+from tattle.__main__ import PYTHON
 from tattle.hook import UNVERIFIED
 from tattle.log import log
 from tattle.pam import trusted_block
@@ -75,8 +76,8 @@ def start_anew() -> None:
     block = trusted_block(environ)
     kept = [v for v in environ[: -len(block)].split(b"\0") if v.startswith(UNVERIFIED)]
     variables = [v.partition(b"=") for v in [*kept, *block.split(b"\0")[:-1]]]
-    arguments = ["python3", "-ISXutf8", *sys.argv]
-    os.execve("/proc/self/exe", arguments, {name: value for name, _, value in variables})
+    environment = {name: value for name, _, value in variables}
+    os.execve(PYTHON, [PYTHON, "-ISXutf8", *sys.argv], environment)
 
 
 def delivered(spool: Spool | None, name: str | None, child: int | None, seconds: float) -> int:
