@@ -128,7 +128,7 @@ run_tests() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/instance_setup.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_setup.sh tests/bench/curl_tattle.sh
     # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
     clean "$bin/python" -m pytest -n "$(nproc)" --dist loadfile "$@"
 }
