@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -312,6 +313,57 @@ def details(events: list[Any]) -> list[tuple[str, str, str]]:
     return [tuple(event["detail"].values()) for event in events]
 
 
+def credentials() -> dict[str, str]:
+    """What programs of AWS's need in their environment to talk to moto."""
+    return {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "moto",
+        "AWS_SECRET_ACCESS_KEY": "moto",
+    }
+
+
+class TestDeployCommands:
+    @pytest.mark.parametrize("name", ["mail.yaml", "iam-role.yaml"])
+    def test_what_the_comment_says_to_type_deploys_it(
+        self, moto_server: Moto, tmp_path: Path, name: str
+    ) -> None:
+        """With the AWS CLI that the tests have. Two of them: those without and with a capability."""
+        typed = "\n".join(re.findall(r"(?m)^# {3}(.*)$", recipe.text(name)))
+        ours = f'tattle() {{ cat "{FOLDER}/$2"; }}\n'
+        ours += 'aws() { command aws --endpoint-url "$MOTO" "$@"; }\n'
+        done = subprocess.run(
+            ["/bin/bash", "-euo", "pipefail", "-c", ours + typed],
+            cwd=tmp_path,
+            env={
+                "PATH": f"{VENV}:/usr/bin:/bin",
+                "HOME": str(tmp_path),
+                "LANG": "C.UTF-8",
+                "MOTO": moto_server.url,
+                **credentials(),
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        made = moto_server.client("cloudformation").list_stacks()["StackSummaries"]
+        assert [one["StackStatus"] for one in made] == ["CREATE_COMPLETE"]
+
+
+class TestIamRole:
+    def test_it_allows_what_the_policy_does(self) -> None:
+        (role,) = resources("iam-role.yaml", "AWS::IAM::Role").values()
+        (policy,) = role["Policies"]
+        (statement,) = policy["PolicyDocument"]["Statement"]
+        arn = statement["Resource"].pop("Fn::Sub")
+        values = {"Partition": "aws", "Region": "us-east-1", "AccountId": "012345678901"}
+        for key, value in values.items():
+            arn = arn.replace(f"${{AWS::{key}}}", value)
+        statement["Resource"] = arn.replace("${EventBus}", "default")
+        assert policy["PolicyDocument"] == json.loads(recipe.text("iam-policy.json"))
+
+
 SESSIONS = [
     ('al"ice', "2001:db8::1", "opened"),
     ('al"ice', "2001:db8::1", "closed"),
@@ -463,13 +515,7 @@ def function(
     (properties,) = resources(name, "AWS::Lambda::Function").values()
     assert {*properties["Environment"]["Variables"]} == {*variables}
     assert properties["Handler"] == "index.handler"
-    aws = {
-        "AWS_ENDPOINT_URL": moto.url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "moto",
-        "AWS_SECRET_ACCESS_KEY": "moto",
-    }
-    for key, value in {**aws, **variables}.items():
+    for key, value in {"AWS_ENDPOINT_URL": moto.url, **credentials(), **variables}.items():
         monkeypatch.setenv(key, value)
     module = types.ModuleType("index")
     exec(compile(properties["Code"]["ZipFile"], f"{name}: index.py", "exec"), vars(module))

@@ -215,15 +215,50 @@ def lines_of_tattle(box: Instance) -> list[str]:
     return [line for line in box.read(PAM_FILE).splitlines() if "tattle" in line]
 
 
+def typed(name: str) -> list[str]:
+    """What a recipe's comment says to type: what is indented, or follows `Install:`."""
+    return re.findall(r"(?m)^#(?: Install:)? {2,}(\S.*|  \S.*)$", recipe.text(name))
+
+
+def run_twice(box: Instance, commands: list[str]) -> None:
+    """By root, for whom sudo does nothing; `tattle recipe` is not in the artifact's place here."""
+    ours = 'tattle() { cat "/root/recipes/$2"; }\nsudo() { "$@"; }\nsystemctl() { :; }\n'
+    for _ in range(2):
+        done = box.run(["/bin/bash", "-euc", ours + "\n".join(commands)])
+        assert done.returncode == 0, done.stderr
+
+
+class TestComments:
+    @pytest.mark.parametrize(
+        ("name", "paths"),
+        [
+            ("tattle.conf", ["/etc/tattle.conf"]),
+            ("tattle.cron", ["/etc/cron.d/tattle"]),
+            (
+                "tattle.path",
+                [f"/etc/systemd/system/tattle.{kind}" for kind in ("path", "service")],
+            ),
+            (
+                "tattle-check.timer",
+                [f"/etc/systemd/system/tattle-check.{kind}" for kind in ("timer", "service")],
+            ),
+        ],
+    )
+    def test_what_they_say_to_type_installs_it(
+        self, bare: Instance, name: str, paths: list[str]
+    ) -> None:
+        for path in paths:
+            bare.write(path, "")  # for the reset to take away
+        run_twice(bare, typed(name))
+        for path in paths:
+            source = "tattle.cron" if path == "/etc/cron.d/tattle" else Path(path).name
+            assert bare.read(path) == recipe.text(source)
+
+
 class TestPam:
     def test_installing_it_twice_adds_one_line(self, bare: Instance) -> None:
-        typed = re.findall(r"(?m)^#   (\S.*[^*])$", recipe.text("pam"))[:2]
-        assert "grep -q" in typed[1]
-        given = 'tattle() { cat "/root/recipes/$2"; }\nsudo() { "$@"; }\n' + "\n".join(typed)
-        for _ in range(2):
-            done = bare.run(["/bin/bash", "-euc", given])
-            assert done.returncode == 0, done.stderr
-            assert lines_of_tattle(bare) == [PAM_LINE]
+        run_twice(bare, typed("pam")[:2])  # variants of the line follow
+        assert lines_of_tattle(bare) == [PAM_LINE]
 
     def test_the_line_is_the_same_everywhere(self) -> None:
         for name in ("pam", "ansible.yaml", "cloud-init.yaml"):
@@ -250,7 +285,6 @@ class TestCloudInit:
 
     def test_it_installs_tattle_however_often_it_runs(self, bare: Instance, artifact: Path) -> None:
         need(shutil.which("curl"), "needs curl")
-        # What is downloaded must not overwrite the source, which is /root/tattle here.
         for _ in range(2):
             done = bare.run(self.command(artifact))
             assert done.returncode == 0, done.stderr
