@@ -328,7 +328,7 @@ class TestDeployCommands:
     def test_what_the_comment_says_to_type_deploys_it(
         self, moto_server: Moto, tmp_path: Path, name: str
     ) -> None:
-        """With the AWS CLI that the tests have. Two of them: those without and with a capability."""
+        """With the AWS CLI that the tests have: one without a capability, one with."""
         typed = "\n".join(re.findall(r"(?m)^# {3}(.*)$", recipe.text(name)))
         ours = f'tattle() {{ cat "{FOLDER}/$2"; }}\n'
         ours += 'aws() { command aws --endpoint-url "$MOTO" "$@"; }\n'
