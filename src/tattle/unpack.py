@@ -120,7 +120,7 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     archive.extractall(new, names)
     # Unchecked: Python then reads one file a module, and what it compiled stays what it was.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(new, quiet=2, ddir=str(build), invalidation_mode=mode)
+    compileall.compile_dir(str(new), quiet=2, ddir=str(build), invalidation_mode=mode)
     _sync([*new.rglob("*"), new])
     new.rename(build)
     for other in build.parent.iterdir():

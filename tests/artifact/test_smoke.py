@@ -38,7 +38,7 @@ credential_source = Ec2InstanceMetadata
 
 def sent(done: subprocess.CompletedProcess[str]) -> str:
     """The event's id out of the one line that tells of success."""
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     said = re.fullmatch(r"sent: session (opened|closed) for .+, event id (\S+)\n", done.stdout)
     assert said, done.stdout
     return said[2]
@@ -112,7 +112,7 @@ class TestTheEvent:
         self, tattle: Tattle, eventbridge: EventBridge
     ) -> None:
         done = tattle("--dry-run", env=LOGIN)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert eventbridge.connection_count() == 0
         entry = json.loads(done.stdout)
         moment = datetime.fromisoformat(entry.pop("Time"))
@@ -138,7 +138,7 @@ class TestTheFile:
         self, argument: str, tattle: Tattle, imds: Imds, eventbridge: EventBridge
     ) -> None:
         done = tattle(argument, python="/usr/bin/python3", env={"PAM_TYPE": None})
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert SOURCE_VERSION
         if argument == "--version":
             assert done.stdout == f"tattle {SOURCE_VERSION[1]}\n"
@@ -157,7 +157,7 @@ class TestTheFile:
             shutil.rmtree(instance.path(f"{cache}/.cache"), ignore_errors=True)
             there = sorted(os.listdir(instance.path(cache)))
             done = instance.run([TATTLE, argument], user=user)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
             assert sorted(os.listdir(instance.path(cache))) == there
 
     def test_the_one_file_runs_wherever_it_is_copied_to(
