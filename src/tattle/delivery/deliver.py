@@ -23,6 +23,7 @@ from tattle.delivery.config import Config, load
 from tattle.delivery.fault import forget, keep
 from tattle.delivery.watchdog import Heartbeat, Watch
 from tattle.errors import TattleError, log
+from tattle.login.hook import lift_limits
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, unpack, unpack_again
@@ -90,7 +91,7 @@ def run_again(*arguments: str) -> NoReturn:
 
 
 def leave_login() -> None:
-    """Leave what the login could hold: its cgroup, session, folder, and priority."""
+    """Leave what the login could hold: its cgroup, session, folder, limits and priority."""
     for hierarchy in CGROUPS:
         with contextlib.suppress(OSError):  # it may not be there, or not ours to write
             Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
@@ -98,6 +99,7 @@ def leave_login() -> None:
         os.setsid()
     os.chdir("/")
     os.umask(0o077)
+    lift_limits()
     os.nice(10)
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
 
