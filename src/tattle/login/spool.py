@@ -19,10 +19,11 @@ TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-STANDBY = ".standby"  # locked by who waits to be the next deliverer
+NEXT = ".next"  # locked by who is to be the next deliverer; modified at its last sign of life
+NEXT_SILENT_SECONDS = 10.0  # without a sign of life of the next one until there is another
 FAULT = ".fault"  # what keeps events back
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, STANDBY, FAULT, WAKE)
+OWN = (REJECTED, DELIVERER, NEXT, FAULT, WAKE)
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
@@ -110,7 +111,7 @@ class Spool:
     # Delivering: behind the login's back
 
     def lock(self, name: str = DELIVERER) -> bool:
-        """Become the deliverer, or who stands by, unless somebody is. Raises OSError.
+        """Become the deliverer, or the next one, unless somebody is. Raises OSError.
 
         `lock_fd` is then the descriptor that holds the lock.
         """
@@ -121,8 +122,15 @@ class Spool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            silent = time.time() - posix.fstat(fd).st_mtime
             posix.close(fd)
-            return False
+            if name == DELIVERER or 0 <= silent < NEXT_SILENT_SECONDS:
+                return False
+            # Its user stopped it before it could leave the login. Whatever it does, a second one
+            # does no harm: they get the deliverer's lock one after the other.
+            posix.unlink(name, dir_fd=self.fd)
+            return self.lock(name)
+        posix.utime(fd)
         self.lock_fd = fd
         return True
 
