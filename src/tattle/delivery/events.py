@@ -184,7 +184,7 @@ class Publisher:
             try:
                 answer = self.client.put_events(Entries=entries)
                 results = [
-                    Result(one.get("EventId", ""), _refusal(one)) for one in answer["Entries"]
+                    Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
                 ]
             except CUT as error:
                 if not _was_sent(error):

@@ -9,11 +9,11 @@ import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tattle import __version__
 from tattle.errors import TattleError, one_line
-from tattle.unpack import unpack
+from tattle.unpack import repair, unpack
 
 # What --debug lets speak: botocore's other loggers print credentials and tokens.
 TELLING = (
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in TELLING:
             logging.getLogger(name).setLevel(logging.DEBUG)
     try:
-        return int(options.command(options))
+        return int(attempt(options))
     except TattleError as error:
         print(f"tattle: {one_line(str(error))}", file=sys.stderr)
         return error.status
@@ -46,6 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
         fault = one_line(f"{type(error).__name__}: {error}")
         print(f"tattle: a defect of tattle's: {fault} (--debug says more)", file=sys.stderr)
         return os.EX_SOFTWARE
+
+
+def attempt(options: argparse.Namespace) -> Any:
+    """Run the command; if it fails over a damaged unpacked build, begin anew."""
+    try:
+        return options.command(options)
+    except Exception:
+        begin_anew_if_damaged()
+        raise
+
+
+def begin_anew_if_damaged() -> None:
+    """Repair the unpacked build if it is damaged, and run the same command again."""
+    if repair():
+        os.execv(os.path.abspath(sys.argv[0]), sys.argv)
 
 
 def parser() -> Parser:
@@ -91,12 +106,12 @@ def smoke_test(options: argparse.Namespace) -> int:
     watchdog.daemon = True
     watchdog.start()
     publisher = Publisher(load(), TIMEOUT)
-    url = publisher.client.meta.endpoint_url
-    waiting_for = f"EventBridge at {url}; the event may have arrived"
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
         return 0
+    url = publisher.client.meta.endpoint_url
+    waiting_for = f"EventBridge at {url}; the event may have arrived"
     event_id = publisher.send(entry)
     watchdog.cancel()
     user = one_line(session.pam["PAM_USER"])
@@ -128,6 +143,7 @@ def flush(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Find what keeps events from arriving."""
+    begin_anew_if_damaged()
     unpack()
     from tattle.shell import check
 
