@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pytest
 
 import standins.server
-from standins.instance import SPOOL, TATTLE, Instance, Process
+from standins.instance import SPOOL, TATTLE, Instance
 from support import eventually, need, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -112,8 +112,8 @@ def lines_with(box: Instance, text: str) -> list[str]:
     return [line.message for line in box.log() if text in line.message]
 
 
-def outside(box: Instance, process: Process) -> int:
-    """The process's id on the machine."""
+def outside(box: Instance, pid: int) -> int:
+    """A process's id on the machine."""
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             ids = re.search(r"^NSpid:\t(\d+)\t(\d+)$", status.read_text(), re.M)
@@ -122,14 +122,15 @@ def outside(box: Instance, process: Process) -> int:
             )
         except OSError:
             continue  # it has ended
-        if ids and same and int(ids[2]) == process.pid:
+        if ids and same and int(ids[2]) == pid:
             return int(ids[1])
-    raise AssertionError(f"{process} has ended")
+    raise AssertionError(f"{pid} has ended")
 
 
 @contextmanager
-def frozen(pid: int) -> Iterator[None]:
+def frozen(box: Instance, inside: int) -> Iterator[None]:
     """A process in a frozen cgroup."""
+    pid = outside(box, inside)
     need((CGROUPS / "cgroup.procs").exists(), "needs cgroup v2")
     folder = CGROUPS / f"tattle-test-{os.getpid()}-{pid}"
     folder.mkdir()
@@ -192,15 +193,18 @@ def hold_up(box: Instance, moment: Moment, how: str) -> None:
     accept(box, "a", "b")
     named = f"{how} at {moment}"
     what = f"inject={moment.call}:signal={'KILL' if how == 'kill' else 'STOP'}:when={moment.nth}"
-    with deliver(box, "-e", f"trace={moment.call}", "-e", what) as running, ExitStack() as held:
-        eventually(lambda: running.poll() is not None or stopped(box))
-        victims = stopped(box)
+    with deliver(box, "-e", f"trace={moment.call}", "-e", what) as running, ExitStack() as ending:
+        ending.callback(running.kill)  # nsenter, which stops with what it started
+        ending.callback(lambda: box.run(["/bin/sh", "-c", "kill -KILL -1"]))
+        happened = "killed by" if how == "kill" else "stopped by"
+        trace = box.path(TRACE)
+        eventually(lambda: trace.exists() and happened in trace.read_text(), seconds=30)
+        pid = int(box.read(f"{SPOOL}/.next"))
         had_lock = is_locked(box)
-        assert bool(victims) == (how != "kill"), named
         if how == "freeze":
-            held.enter_context(frozen(outside(box, victims[0])))
-            box.run(["kill", "-CONT", str(victims[0].pid)], check=True)
-            time.sleep(4)  # without a sign of life, should it only be next
+            ending.enter_context(frozen(box, pid))
+            box.run(["kill", "-CONT", str(pid)], check=True)
+            time.sleep(4)  # without a sign of life, should it be only the next one
         assert box.hook(user="next").returncode == 0
         try:
             eventually(lambda: len(arrived(box)) == 3, seconds=MINUTE + 10)
@@ -210,13 +214,8 @@ def hold_up(box: Instance, moment: Moment, how: str) -> None:
         assert max(counts.values()) <= 2, named  # twice: held up between answer and removal
         assert counts["next"] == 1, named
         eventually(lambda: not records(box))
-        told = lines_with(box, "no sign of life from process")
-        assert len(told) == (1 if victims and had_lock else 0), f"{named}: {told}"
-        box.kill(*(process for process in box.processes() if process in victims or stopped(box)))
-
-
-def stopped(box: Instance) -> list[Process]:
-    return [process for process in box.processes(f"{TATTLE} deliver") if process.state in "Tt"]
+        told = lines_with(box, f"no sign of life from process {pid} ")
+        assert len(told) == (1 if had_lock else 0), f"{named}: {told}"
 
 
 def is_locked(box: Instance) -> bool:
