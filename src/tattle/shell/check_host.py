@@ -27,7 +27,7 @@ SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
 LATE = 60.0  # seconds that a record may wait without anything being wrong
 # The real user id of what these run is their caller's, who may then stop or kill it.
-SET_USER_ID = ("su", "su-l", "polkit-1")
+SET_USER_ID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
 # A login variant is a PAM service of its own, and may include nothing of the other's.
 VARIANTS = {"su": "su", "su-l": "su -", "sudo": "sudo", "sudo-i": "sudo -i"}
 PAIRS = (("su", "su-l"), ("su-l", "su"), ("sudo", "sudo-i"), ("sudo-i", "sudo"))
