@@ -77,7 +77,7 @@ def role() -> Iterator[Finding]:
 def endpoint(config: Config) -> Iterator[Finding]:
     """Connect to EventBridge, and compare its clock with ours."""
     try:
-        publisher = Publisher(config, 1, TIMEOUT)
+        publisher = Publisher(config, TIMEOUT)
     except TattleError as error:
         if error.status == os.EX_CONFIG:
             yield failed("endpoint", error)
@@ -119,22 +119,23 @@ def endpoint(config: Config) -> Iterator[Finding]:
 def send(config: Config) -> Iterator[Finding]:
     """Publish an event to each event bus that is configured."""
     try:
-        publisher = Publisher(config, 2, TIMEOUT)
-        for bus in dict.fromkeys(one.event_bus for one in (config, *config.services.values())):
-            entry = {
-                "Time": datetime.datetime.now(datetime.timezone.utc),
-                "Source": config.source,
-                "Resources": [publisher.resource],
-                "DetailType": DETAIL_TYPE,
-                "Detail": json.dumps({"hostname": socket.gethostname()}),
-                **({"EventBusName": bus} if bus else {}),
-            }
-            (result,) = publisher.publish([entry])
-            if result.error:
-                raise result.error
-            message = (
-                f"sent an event of detail-type `{DETAIL_TYPE}` to event bus {bus or 'default'}"
-            )
-            yield Finding("send", OK, f"{message} in {publisher.region}: {result.event_id}")
+        publisher = Publisher(config, TIMEOUT)
     except TattleError as error:
         yield failed("send", error)
+        return
+    for bus in config.buses():
+        entry = {
+            "Time": datetime.datetime.now(datetime.timezone.utc),
+            "Source": config.source,
+            "Resources": [publisher.resource],
+            "DetailType": DETAIL_TYPE,
+            "Detail": json.dumps({"hostname": socket.gethostname()}),
+            **({"EventBusName": bus} if bus else {}),
+        }
+        try:
+            event_id = publisher.send(entry)
+        except TattleError as error:
+            yield failed("send", error)
+        else:
+            message = f"`{DETAIL_TYPE}` to event bus {bus or 'default'} in {publisher.region}"
+            yield Finding("send", OK, f"{message}: event id {event_id}")

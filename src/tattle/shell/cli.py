@@ -26,8 +26,7 @@ LOGGERS = (
     "botocore.retries",
 )
 SMOKE_TEST_SECONDS = 8.0  # that the smoke test takes at most, whatever hangs
-ATTEMPTS = 2  # calls in the foreground, where somebody waits:
-TIMEOUT = 3.0  # seconds for a connection, and for an answer
+TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
 NO_ID = "00000000-0000-0000-0000-000000000000"  # EventBridge gives each event its own
 NO_ACCOUNT = "000000000000"  # where `resource` is set, and is no ARN
 
@@ -151,21 +150,20 @@ def smoke_test(options: argparse.Namespace) -> int:
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
     watchdog.daemon = True
     watchdog.start()
-    publisher = Publisher(load(), ATTEMPTS, TIMEOUT)
-    waiting_for = f"EventBridge at {publisher.client.meta.endpoint_url}"
+    publisher = Publisher(load(), TIMEOUT)
+    url = publisher.client.meta.endpoint_url
+    waiting_for = f"EventBridge at {url}; the event may have arrived"
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         account = publisher.document.get("accountId", NO_ACCOUNT)
         print(json.dumps(as_delivered(entry, publisher.region, account), indent=2))
         return 0
-    (result,) = publisher.publish([entry])
+    event_id = publisher.send(entry)
     watchdog.cancel()
-    if result.error:
-        raise result.error
+    user, bus = one_line(session.pam["PAM_USER"]), entry.get("EventBusName", "default")
     print(
-        f"sent: session {session.state} for {one_line(session.pam['PAM_USER'])},"
-        f" event id {result.event_id},"
-        f" event bus {entry.get('EventBusName', 'default')} in {publisher.region}"
+        f"sent: session {session.state} for {user}, event id {event_id},"
+        f" event bus {bus} in {publisher.region}"
     )
     return 0
 
@@ -196,23 +194,10 @@ def give_up(waiting_for: str) -> None:
 
 
 def flush(options: argparse.Namespace) -> int:
-    """Send what waits in the spool, and say how that went."""
-    unpack()
-    from tattle.shell import flush as flushing
+    """Have delivered what waits in the spool, and say how that went."""
+    from tattle.shell import flush
 
-    last = time.monotonic()
-
-    def progress(delivered: int, remaining: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1:
-            last = time.monotonic()
-            print(f"{delivered} delivered, {remaining} remain …", file=sys.stderr, flush=True)
-
-    delivered, remaining, error = flushing.flush(progress)
-    print(f"{delivered} delivered, {remaining} remain")
-    if remaining and error:
-        complain(error)
-    return os.EX_TEMPFAIL if remaining else 0
+    return flush.main()
 
 
 def check(options: argparse.Namespace) -> int:
