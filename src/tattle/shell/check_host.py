@@ -25,6 +25,8 @@ from tattle.trust import trusted
 SSHD = "/usr/sbin/sshd"
 SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
+NOTHING_BACK = "nothing keeps events back"
+NOTHING_ASIDE = "nothing was set aside"
 LATE = 60.0  # seconds that a record may wait without anything being wrong
 # The real user id of what these run is their caller's, who may then stop or kill it.
 SET_USER_ID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
@@ -224,6 +226,8 @@ def spool() -> Iterator[Finding]:
     yield disk()
     if not os.path.lexists(PATH):
         yield Finding("spool", OK, f"no {PATH} yet: no login since the installation")
+        yield Finding("delivery", OK, NOTHING_BACK)
+        yield Finding("rejected", OK, NOTHING_ASIDE)
     for path in (PATH, EMERGENCY_PATH):
         if os.path.lexists(path):
             try:
@@ -234,20 +238,24 @@ def spool() -> Iterator[Finding]:
 
 def disk() -> Finding:
     """Look whether the spool's disk takes more records."""
-    folder = PATH if os.path.isdir(PATH) and not os.path.islink(PATH) else os.path.dirname(PATH)
-    mount = folder
+    made = os.path.isdir(PATH) and not os.path.islink(PATH)
+    mount = PATH if made else os.path.dirname(PATH)
+    status = os.statvfs(mount)
     while not os.path.ismount(mount):
         mount = os.path.dirname(mount)
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+    if status.f_flag & os.ST_RDONLY:
         return Finding("disk", ERROR, f"{mount} is read-only", f"sudo mount -o remount,rw {mount}")
-    if os.path.isdir(PATH):
-        try:
+    full = "" if status.f_bfree and (status.f_ffree or not status.f_files) else "the disk is full"
+    try:
+        if made:
             Spool().check_room()
-        except TattleError:
-            pass  # records() tells
-        except OSError as error:
-            advice = f"make room: sudo du -xh {mount} | sort -h | tail"
-            return Finding("disk", ERROR, f"{mount} is full: {error}", advice)
+    except TattleError:
+        pass  # the spool's own finding
+    except OSError as error:
+        full = str(error)
+    if full:
+        advice = f"make room: sudo du -xh {mount} | sort -h | tail"
+        return Finding("disk", ERROR, f"{mount}: {full}", advice)
     return Finding("disk", OK, f"{mount} has room")
 
 
@@ -267,7 +275,7 @@ def records(spool: Spool) -> Iterator[Finding]:
         ago = f"{time.time() - last.time:.0f} s ago"
         yield Finding("delivery", ERROR, f"{last.message} ({ago})", last.advice)
     elif spool.path == PATH:
-        yield Finding("delivery", OK, "nothing keeps events back")
+        yield Finding("delivery", OK, NOTHING_BACK)
     yield from rejected(spool)
 
 
@@ -285,4 +293,4 @@ def rejected(spool: Spool) -> Iterator[Finding]:
         message = f"{len(others)} files that are no events in {folder}"
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
-        yield Finding("rejected", OK, "nothing was set aside")
+        yield Finding("rejected", OK, NOTHING_ASIDE)

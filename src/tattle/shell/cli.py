@@ -37,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started us: >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        status = run(arguments)
+        try:
+            status = run(arguments)
+        except SystemExit as end:  # argparse's, after --help for one
+            status = int(end.code or 0)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
