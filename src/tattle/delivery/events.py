@@ -318,6 +318,8 @@ def _advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
     if code.startswith(CLOCK_FAULT):
         return "set the clock: sudo chronyc makestep; else attach the instance profile again"
+    if "Throttl" in code or http == 429:
+        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
