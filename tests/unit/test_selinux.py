@@ -20,9 +20,10 @@ BASE = Path(__file__).parent / "selinux/base.cil"
 SSHD_SESSION = Path(__file__).parent / "selinux/sshd_session.cil"  # in newer policies only
 
 RULES = """
-allow tattle_login var_spool_t:dir { add_name getattr search write };
-allow tattle_login var_run_t:dir { add_name getattr search write };
-allow tattle_login var_t:dir { add_name getattr search write };
+allow tattle_login var_spool_t:dir { add_name getattr open read search write };
+allow tattle_login var_run_t:dir { add_name getattr open read search write };
+allow tattle_login var_t:dir { add_name getattr open read search write };
+allow tattle_login fs_t:filesystem getattr;
 allow tattle_login tattle_file:dir { add_name create getattr ioctl lock open read remove_name \
 rename reparent rmdir search setattr write };
 allow tattle_login tattle_file:file { append create getattr ioctl lock open read rename setattr \
@@ -32,7 +33,7 @@ allow tattle_login bin_t:lnk_file { getattr read };
 allow tattle_login ssh_keygen_exec_t:file { execute execute_no_trans getattr map open read };
 allow tattle_login sysfs_t:dir search;
 allow tattle_login cgroup_t:dir { getattr search };
-allow tattle_login cgroup_t:file { getattr open write };
+allow tattle_login cgroup_t:file { getattr ioctl open write };
 allow tattle_login dns_port_t:tcp_socket name_connect;
 allow tattle_login http_port_t:tcp_socket name_connect;
 allow tattle_login http_cache_port_t:tcp_socket name_connect;
@@ -41,6 +42,7 @@ allow tattle_login admin_home_t:dir { getattr open read search };
 allow tattle_login admin_home_t:file { getattr ioctl open read };
 """
 RULES_OF_EACH_LOGIN_PROGRAM = """
+allow {domain} {domain}:process {{ setrlimit setsched }};
 allow {domain} {domain}:udp_socket {{ connect create getattr getopt ioctl read setopt write }};
 allow {domain} {domain}:tcp_socket {{ connect create getattr getopt ioctl read setopt shutdown \
 write }};
@@ -49,6 +51,7 @@ TRANSITIONS_OF_EACH_DOMAIN = """
 type_transition {domain} var_spool_t:dir tattle_spool_t tattle;
 type_transition {domain} var_run_t:dir tattle_spool_t tattle-spool;
 type_transition {domain} var_t:dir tattle_cache_t tattle;
+type_transition {domain} var_run_t:dir tattle_cache_t tattle;
 """
 EVERY_KIND_OF_RULE = ["--allow", "--allowxperm", "--auditallow", "--dontaudit", "--role_allow"]
 EVERY_KIND_OF_RULE += ["--type_trans", "--type_change", "--type_member"]
@@ -140,10 +143,11 @@ def test_only_login_programs_unconfined_domains_and_restorecon_have_access(
 
 
 def test_folders_get_their_labels(policy: Policy) -> None:
-    assert sorted(policy.contexts.read_text().split("\n")) == [
-        "",
+    assert sorted(policy.contexts.read_text().splitlines()) == [
+        "/run/tattle(/.*)?\tsystem_u:object_r:tattle_cache_t:s0",
         "/run/tattle-spool(/.*)?\tsystem_u:object_r:tattle_spool_t:s0",
         "/var/cache/tattle(/.*)?\tsystem_u:object_r:tattle_cache_t:s0",
+        "/var/run/tattle(/.*)?\tsystem_u:object_r:tattle_cache_t:s0",
         "/var/run/tattle-spool(/.*)?\tsystem_u:object_r:tattle_spool_t:s0",
         "/var/spool/tattle(/.*)?\tsystem_u:object_r:tattle_spool_t:s0",
     ]
@@ -154,7 +158,7 @@ def test_check_knows_the_labels_and_the_commands_of_the_module() -> None:
     labels = dict(
         re.findall(r'^\(filecon "(.*)\(/\.\*\)\?" any \(\S+ \S+ (\S+)', text, re.MULTILINE)
     )
-    labels.pop("/var/run/tattle-spool")  # the same folder as /run/tattle-spool
+    labels = {path: label for path, label in labels.items() if not path.startswith("/var/run/")}
     assert labels == selinux.TYPES
     for command in selinux.INSTALL:
         assert f";   {command}\n" in text

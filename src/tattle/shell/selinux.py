@@ -11,10 +11,11 @@ from typing import NamedTuple
 SELINUX = Path("/sys/fs/selinux")  # the kernel's interface, selinux(8)
 TYPES = {  # as recipes/tattle.cil has them
     "/var/spool/tattle": "tattle_spool_t",
-    "/run/tattle-spool": "tattle_spool_t",
     "/var/cache/tattle": "tattle_cache_t",
+    "/run/tattle-spool": "tattle_spool_t",
+    "/run/tattle": "tattle_cache_t",
 }
-RESTORE = ("restorecon -Ri /var/spool/tattle /var/cache/tattle /run/tattle-spool",)
+RESTORE = (f"restorecon -Ri {' '.join(TYPES)}",)
 INSTALL = ("tattle recipe tattle.cil > tattle.cil", "semodule -i tattle.cil", *RESTORE)
 
 
