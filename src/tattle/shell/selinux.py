@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ class Finding(NamedTuple):
     commands: tuple[str, ...]
 
 
-def finding(selinux: Path = SELINUX, types: Mapping[str, str] = TYPES) -> Finding | None:
+def finding(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Finding | None:
     """Return what SELinux is in the way of, None if it is not. Needs root."""
     if mode(selinux) != "enforcing":
         return None
