@@ -111,6 +111,7 @@ IDS = [
     "pam",
     "environment",
     "sshd",
+    "selinux",
     "disk",
     "spool",
     "delivery",
@@ -131,7 +132,7 @@ def test_where_all_is_well_there_is_a_line_for_each_thing_and_the_status_is_0(
     done = box.run([TATTLE, "check"])
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
-    assert last == "0 errors, 0 warnings, 15 ok, 1 skipped"
+    assert last == "0 errors, 0 warnings, 16 ok, 1 skipped"
     assert lines.pop() == "- send: only with --send"
     assert all(line.startswith("✓ ") for line in lines), done.stdout
     found = {line[2:].partition(": ")[0]: line.partition(": ")[2] for line in lines}
@@ -613,6 +614,21 @@ class TestSshd:
         names = {finding.name for finding in found}
         assert "pam login" in names
         assert "pam sshd" not in names
+
+
+class TestSelinux:
+    """The machine's kernel has none: what it would show is mounted in its place."""
+
+    def test_it_is_enforcing_and_knows_nothing_of_tattle(self, box: Instance) -> None:
+        box.run(["mount", "-t", "tmpfs", "tmpfs", "/sys/fs"], check=True)
+        try:
+            box.write("/sys/fs/selinux/enforce", "1")
+            box.run(["mknod", "/sys/fs/selinux/context", "c", "1", "7"], check=True)  # ENOSPC
+            (finding,) = faults(check(box)).values()
+        finally:
+            box.run(["umount", "/sys/fs"], check=True)
+        assert (finding.name, finding.severity) == ("selinux", "error")
+        assert finding.advice.endswith("/run/tattle-spool")
 
 
 class TestSpool:

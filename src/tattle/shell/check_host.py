@@ -19,6 +19,7 @@ from tattle.delivery.config import Config
 from tattle.delivery.pamd import FOLDERS, Line, Stack, services
 from tattle.errors import TattleError
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool, accepted_at, is_record
+from tattle.shell import selinux as policy
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 from tattle.trust import trusted
 
@@ -215,6 +216,20 @@ def sshd_settings() -> dict[str, str]:
         )
     fault = f"sshd {option} fails: {reason}"
     raise TattleError(fault, os.EX_CONFIG, "fix that; `sudo sshd -t` checks it")
+
+
+def selinux() -> Iterator[Finding]:
+    """Look whether SELinux lets login programs use tattle."""
+    if os.geteuid() != 0:
+        yield Finding("selinux", SKIPPED, "needs root")
+        return
+    found = policy.finding()
+    if found:
+        root = ("semodule", "restorecon")
+        commands = [f"sudo {one}" if one.startswith(root) else one for one in found.commands]
+        yield Finding("selinux", ERROR, found.message, " && ".join(commands))
+    else:
+        yield Finding("selinux", OK, policy.mode())
 
 
 def spool() -> Iterator[Finding]:
