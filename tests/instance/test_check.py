@@ -33,21 +33,6 @@ COMMANDS = (  # what an advice may begin with
     *("authselect", "chmod", "chown", "cp", "echo", "install", "mount", "printf", "restorecon"),
     *("rm", "sed", "sh", "sudo", "tattle"),
 )
-    "authselect",
-    "chmod",
-    "chown",
-    "cp",
-    "echo",
-    "install",
-    "mount",
-    "printf",
-    "restorecon",
-    "rm",
-    "sed",
-    "sh",
-    "sudo",
-    "tattle",
-]  # what an advice may begin with
 LONGEST_SECONDS = 12.0  # a check, however broken the host is
 ON_A_TERMINAL = (
     SYSTEM_PYTHON,
