@@ -108,7 +108,7 @@ FAULTS = {
     ),
     "PAM line missing": Fault(no_pam_line, "✗ pam sshd: no line runs tattle", "echo 'session "),
     "records rejected": Fault(
-        rejected, f"✗ rejected: 1 events in {SPOOL}/rejected", "to send them again: sh -c 'mv -n"
+        rejected, f"✗ rejected: 1 event in {SPOOL}/rejected", "to send them again: sh -c 'mv -n"
     ),
 }
 

@@ -178,7 +178,7 @@ def start_deliverer(spool: Spool) -> None:
     if limited():
         lift_limits()
     archive = sys.argv[0]
-    posix.posix_spawn(
+    pid = posix.posix_spawn(
         archive,
         [archive, "deliver", spool.path],
         {},
@@ -190,6 +190,10 @@ def start_deliverer(spool: Spool) -> None:
         setsigmask=[],
         setsigdef=SIGNALS,
     )
+    try:
+        posix.pwrite(spool.lock_fd, b"%-10d" % pid, 0)
+    except OSError:
+        pass  # a full disk: its signs of life say enough
     spool.unlock()  # it is the new process's alone, even while --wait waits
 
 

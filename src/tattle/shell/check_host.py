@@ -294,6 +294,11 @@ def records(spool: Spool) -> Iterator[Finding]:
     yield from rejected(spool)
 
 
+def count(names: list[str], noun: str) -> str:
+    """Return how many there are, in words."""
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+
+
 def rejected(spool: Spool) -> Iterator[Finding]:
     """Look at what was set aside: records to send again, and what is no record."""
     folder = f"{spool.path}/{REJECTED}"
@@ -301,11 +306,11 @@ def rejected(spool: Spool) -> Iterator[Finding]:
     events = [name for name in names if is_record(name)]
     others = [shlex.quote(f"{folder}/{name}") for name in names if not is_record(name)]
     if events:
-        message = f"{len(events)} events in {folder}: the log says why (journalctl -t tattle)"
+        message = f"{count(events, 'event')} in {folder}: the log says why (journalctl -t tattle)"
         back = f"sudo sh -c 'mv -n {folder}/[0-9]*-[0-9]* {spool.path}/' && sudo tattle flush"
         yield Finding("rejected", ERROR, message, f"to send them again: {back}")
     if others:
-        message = f"{len(others)} files that are no events in {folder}"
+        message = f"{count(others, 'file')} of another kind in {folder}"
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
         yield Finding("rejected", OK, NOTHING_ASIDE)
