@@ -206,8 +206,9 @@ class Publisher:
         except Unanswered:
             raise
         except TattleError as error:
-            if error.status not in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL):
-                raise
+            again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
+            if not again or isinstance(error.__cause__, aws.NoCredentialsError):
+                raise  # IMDS has been asked several times
             time.sleep(SECOND_TRY_SECONDS)
             (result,) = self.publish([entry])
         if result.error:
