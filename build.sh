@@ -130,7 +130,7 @@ run_tests() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/instance_*.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/bench/curl_tattle.sh
     # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
     clean "$bin/python" -m pytest -n "$(nproc)" --dist loadfile "$@"
 }

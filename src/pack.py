@@ -1,9 +1,8 @@
 """Makes dist/tattle of the checkout and the venv it runs in: one file, always the same bytes.
 
-shiv builds the archive; here is decided what goes in and how it lies in the file. Our own package
-comes first, at the root and uncompressed: that is what every login reads. Then comes what only a
-delivery needs: shiv's bootstrap, and site-packages/ as an archive in the archive, as Python reads
-a whole directory at each start (150 entries take half a millisecond, 25 a tenth of that).
+shiv builds the archive; here is decided what goes in and how it lies in the file. First comes our
+front door, which the `#!` line runs by its offset and length; then shiv's bootstrap and
+site-packages/, with tattle in it uncompressed: what a login reads while nothing is unpacked.
 
 The bytes depend on the checkout and requirements.lock and on nothing else: no clock, no umask, no
 folder's name or order, and not the builder's Python or zlib. For that, zopfli does the compressing
@@ -35,11 +34,21 @@ PACKAGE = ROOT / "src" / "tattle"
 TARGET = ROOT / "dist" / "tattle"
 DEFLATED = Path(sys.prefix) / "deflated"  # what zopfli made before; a new lock makes a new venv
 
-# -I: neither the environment, nor the working directory, nor a user's site-packages choose what
-# runs. -S: nor the machine's site-packages; and a start without `site` is quicker.
-# -X utf8: nor a locale; one whose charset Python lacks would end the hook before our first line.
-SHEBANG = "/usr/bin/python3 -ISXutf8"
-ENTRY_POINT = "tattle.cli:main"
+# -u: what Python obeys in spite of -I, and a time zone that names a FIFO. -I: neither the
+# environment, nor the working directory, nor a user's site-packages choose what runs. -S: nor the
+# machine's site-packages; and a start without `site` is quicker. -X utf8: nor a locale; one whose
+# charset Python lacks would end the hook before our first line. -B: nothing is written on import.
+PYTHON = "/usr/bin/python3 -BISXutf8"
+SHEBANG = (
+    "/usr/bin/env -S -u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ "
+    f"{PYTHON} -c \"import sys;f=open(sys.argv[1],'rb');f.seek(%d);exec(f.read(%d))\""
+)
+SHEBANG_LIMIT = 255  # bytes with `#!`: BINPRM_BUF_SIZE - 1 since Linux 5.1
+DOOR = "__main__.py"
+OURS = "site-packages/tattle/*.py"  # stored: what a login may read
+# The same for every build, so that an upgrade while the kernel reads the line does no harm.
+DOOR_BYTES = 3072
+ENTRY_POINT = "tattle.shell.cli:main"
 
 RUNTIME = ("botocore", "dateutil", "jmespath", "six.py", "urllib3")
 
@@ -157,37 +166,58 @@ def stage(site_packages: Path, into: Path) -> None:
     for name, content in data_files(site_packages / "botocore" / "data").items():
         # Plain, where botocore has .json.gz: the archive compresses, and the loader takes either.
         files[f"botocore/data/{name}.json"] = json.dumps(content, separators=(",", ":")).encode()
-    # Our modules once more, since what is unpacked is compiled.
-    files.update((name, data) for name, data, _ in our_own() if "__" not in name)
+    files.update(our_own())
     for name, data in files.items():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (into / name).write_bytes(data)
 
 
 def from_shiv(staged: Path, archive: Path) -> list[Entry]:
-    """What shiv makes of the staged packages, but for its `__main__`: ours takes its place.
-
-    What lies in site-packages/ there lies in site-packages.zip here, under the same names.
-    """
+    """What shiv makes of the staged packages, with our front door in its place and first."""
     command = [sys.executable, "-Im", "shiv", "--reproducible", "--uncompressed"]
-    command += ["-p", SHEBANG, "-e", ENTRY_POINT, "-o", str(archive)]
+    command += ["-p", PYTHON, "-e", ENTRY_POINT, "-o", str(archive)]
     command += ["--site-packages", str(staged)]
     # Without SOURCE_DATE_EPOCH, --reproducible writes a fixed date into environment.json.
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     subprocess.run(command, check=True, env=environment)
     with zipfile.ZipFile(archive) as made:
-        names = sorted(name for name in made.namelist() if name != "__main__.py")
-        entries = [Entry(name, made.read(name)) for name in names]
-    inner = [entry for entry in entries if entry.name.startswith("site-packages/")]
-    outer = [entry for entry in entries if entry not in inner]
-    return [*outer, Entry("site-packages.zip", zip_file(inner), False)]
+        names = sorted(name for name in made.namelist() if name != DOOR)
+        build_id = json.loads(made.read("environment.json"))["build_id"]
+        rest = [Entry(n, made.read(n), not fnmatch(n, OURS)) for n in names]
+    return [front_door(build_id), *rest]
 
 
-def our_own() -> list[Entry]:
-    """The front door, which Python runs, and our package."""
-    files = [PACKAGE / "__main__.py", *sorted(PACKAGE.glob("*.py"))]
-    names = ["__main__.py", *(f"tattle/{file.name}" for file in files[1:])]
-    return [Entry(name, file.read_bytes(), False) for name, file in zip(names, files)]
+def front_door(build_id: str) -> Entry:
+    """`__main__.py` for this build, padded by a comment to a size that all builds share."""
+    source = (PACKAGE / DOOR).read_bytes()
+    unset, filled = b'BUILD = "none"', f'BUILD = "{build_id}"'.encode()
+    if source.count(unset) != 1:
+        sys.exit(f"pack: no {unset.decode()} in {DOOR}")
+    source = source.replace(unset, filled) + b"#"
+    if len(source) >= DOOR_BYTES:
+        sys.exit(f"pack: {DOOR} has {len(source)} bytes; raise DOOR_BYTES")
+    return Entry(DOOR, source.ljust(DOOR_BYTES - 1, b"-") + b"\n", False)
+
+
+def our_own() -> dict[str, bytes]:
+    """Our package without the front door, by path in site-packages/."""
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    return {
+        f"tattle/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
+        for path in files
+        if path.name != DOOR
+    }
+
+
+def shebang() -> bytes:
+    """The first line, which knows where the front door begins and how long it is."""
+    offset, line = 0, b""
+    while offset != len(line) + 30 + len(DOOR):  # a local file header has 30 bytes and the name
+        offset = len(line) + 30 + len(DOOR)
+        line = f"#!{SHEBANG}\n".encode() % (offset, DOOR_BYTES)
+    if len(line) - 1 > SHEBANG_LIMIT:
+        sys.exit(f"pack: a first line of {len(line) - 1} bytes; kernels take {SHEBANG_LIMIT}")
+    return line
 
 
 def licences(site_packages: Path) -> Entry:
@@ -254,9 +284,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tattle-pack-") as folder:
         staged = Path(folder, "site-packages")
         stage(site_packages, staged)
-        entries = our_own() + from_shiv(staged, Path(folder, "shiv"))
+        entries = from_shiv(staged, Path(folder, "shiv"))
     entries.append(licences(site_packages))
-    content = zip_file(entries, f"#!{SHEBANG}\n".encode())
+    content = zip_file(entries, shebang())
     digest = hashlib.sha256(content).hexdigest()
     write(TARGET, content, 0o755)
     write(TARGET.with_name("tattle.sha256"), f"{digest}  tattle\n".encode())

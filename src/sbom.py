@@ -8,7 +8,6 @@ https://cyclonedx.org/docs/1.6/json/
 """
 
 import hashlib
-import io
 import json
 import re
 import sys
@@ -51,13 +50,6 @@ class Wheel(NamedTuple):
 def normalized(name: str) -> str:
     """https://packaging.python.org/en/latest/specifications/name-normalization/"""
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def contents(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """The files of the archive and of the archive in it."""
-    files = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(io.BytesIO(files.pop("site-packages.zip"))) as inner:
-        return {**files, **{name: inner.read(name) for name in inner.namelist()}}
 
 
 def wheels(archived: dict[str, bytes]) -> list[Wheel]:
@@ -126,8 +118,8 @@ def document(artifact: Path) -> dict[str, Any]:
     """The CycloneDX document of an artifact."""
     sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
     with zipfile.ZipFile(artifact) as archive:
-        archived = contents(archive)
-    source = archived["tattle/__init__.py"].decode()
+        archived = {name: archive.read(name) for name in archive.namelist()}
+    source = archived["site-packages/tattle/__init__.py"].decode()
     (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     found = wheels(archived)
     own = f"pkg:generic/tattle@{version}"

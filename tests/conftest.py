@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from instance import Instance
+from standins.instance import Instance
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from support import ARTIFACT, clean_environment, find_pythons, need_root

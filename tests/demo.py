@@ -25,7 +25,7 @@ from typing import Any
 import boto3
 from moto.server import ThreadedMotoServer
 
-from instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
+from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.ca import Ca
 from standins.imds import Imds
 from standins.relay import Relay, relay

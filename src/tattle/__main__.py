@@ -1,49 +1,60 @@
-"""The front door: the first of our code that the archive runs. It leads to the hook or the shell.
+"""The front door: to the hook, the deliverer or the command line.
 
-Its syntax suits every Python 3, so that an old one gets a line to read and not a SyntaxError.
-Short, since each login compiles it, and twice: zipimport does so to find a module and to run it.
+The `#!` line runs these bytes, and so does `python3 tattle`. Each login compiles them: keep them
+few. The syntax suits every Python, so that an old one gets a line to read and not a SyntaxError.
 """
 
-import os
+import posix
 import sys
 
-HOT = ("pam", "spool", "hook")  # what a login needs, in the order of who imports whom
+BUILD = "none"  # pack.py fills in shiv's build id
+CACHE = "/var/cache/tattle"
 
 
-def main():
-    # type: () -> int
-    """Return the exit status."""
+def only_root_writes(folder):
+    # type: (str) -> bool
+    status = posix.lstat(folder)
+    return status.st_uid == 0 and status.st_mode & 0o170022 == 0o40000
+
+
+def main(archive):  # type: ignore[no-untyped-def]
+    """Run what was asked for from the unpacked build, else from the archive. Return the status."""
     if sys.version_info < (3, 9):
         found = sys.executable, sys.version_info[0], sys.version_info[1]
         sys.stderr.write("tattle: needs Python 3.9 or newer, and %s is %d.%d\n" % found)
         return 78
-    if "PAM_SERVICE" in os.environ:
+    # Read through its descriptor, the archive stays this build's, whatever an upgrade does.
+    places = ["/proc/self/fd/%d/site-packages" % archive.fileno()]
+    try:
+        if all(map(only_root_writes, ("/", "/var", "/var/cache", CACHE))):
+            tag = sys.implementation.cache_tag
+            places.insert(0, "%s/%s-%s/site-packages" % (CACHE, BUILD, tag))
+    except OSError:
+        pass  # nothing is unpacked yet
+    under_pam = b"PAM_SERVICE" in posix.environ
+    for place in places:
+        sys.path.insert(0, place)
         try:
-            load_once(globals()["__loader__"])  # type: ignore[no-untyped-call]
-            from tattle.hook import main as run
-        except Exception:  # no memory, a damaged file, an upgrade between two looks at it
-            if "again" not in sys._xoptions:
-                os.environ.pop("LC_CTYPE", None)  # Python's own; it would stand behind pam_exec's
-                os.execv("/proc/self/exe", ["python3", "-ISXutf8", "-Xagain"] + sys.argv)
-            return 70  # pam_exec logs the status
-    else:
-        from tattle.cli import main as run
+            if under_pam:
+                from tattle.login.hook import main as run
+            elif sys.argv[1:2] in (["deliver"], ["standby"]):
+                from tattle.delivery.deliver import main as run
+            else:
+                from tattle.shell.cli import main as run
+            break
+        except Exception:  # the unpacked build is damaged, or being removed
+            if place == places[-1]:
+                if under_pam:
+                    return 70  # pam_exec logs the status
+                raise
+            sys.path.remove(place)
+            for name in [name for name in sys.modules if name.split(".")[0] == "tattle"]:
+                del sys.modules[name]
     return run(sys.argv[1:])
 
 
-def load_once(archive):  # type: ignore[no-untyped-def]
-    """Import from the archive what a login needs, compiling each module only once."""
-    importer = type(archive)
-    if importer.__name__ == "zipimporter":  # else pip installed us
-        folder = os.path.join(archive.archive, "tattle")
-        hot = HOT + ("process",) * (len(sys.argv) > 1)  # for --wait
-        for loader, name in [(archive, "tattle")] + [(importer(folder), name) for name in hot]:
-            full = name if loader is archive else "tattle." + name
-            module = sys.modules[full] = type(sys)(full)
-            module.__loader__ = loader
-            module.__path__ = [folder]
-            exec(loader.get_code(name), module.__dict__)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[0] == "-c":
+        del sys.argv[0]
+        sys.exit(main(f))  # type: ignore[name-defined, no-untyped-call]  # noqa: F821  # the `#!` line opened it
+    sys.exit(main(open(sys.argv[0], "rb")))  # type: ignore[no-untyped-call]  # noqa: SIM115

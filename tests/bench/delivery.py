@@ -23,7 +23,7 @@ import botocore
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from instance import SYSTEM_PYTHON, TATTLE, Instance, Session
+from standins.instance import SYSTEM_PYTHON, TATTLE, Instance, Session
 from support import ARTIFACT, ROOT
 from test_pythons import reveal
 

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.delivery import rest
-from instance import SYSTEM_PYTHON, Hook, HookResult, Instance
+from standins.instance import SYSTEM_PYTHON, Hook, HookResult, Instance
 from support import ARTIFACT
 from test_outage import OUTAGES
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench.delivery import CA, ROOTS, rest
-from instance import SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
 from support import ARTIFACT, repacked
 
 ROUNDS = 15

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what the tests share
 
 from distros import bootstrap, facts, scenarios, systemd
-from instance import SYSTEM_PYTHON, Instance
+from standins.instance import SYSTEM_PYTHON, Instance
 from support import ARTIFACT, ROOT
 
 CACHE = ROOT / ".distros"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from instance import Instance
+from standins.instance import Instance
 
 
 def of(box: Instance) -> dict[str, str]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import readme
-from instance import HOSTNAME, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+import readme_blocks as readme
 from standins.eventbridge import Entry
+from standins.instance import HOSTNAME, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from support import eventually
 
 PASSWORD = "pw"

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-import readme
 from distros.scenarios import (
     PATIENCE_SECONDS,
     Skipped,
@@ -22,8 +21,8 @@ from distros.scenarios import (
     succeeds,
     until,
 )
-from instance import HOSTNAME, REMOTE_HOST, SPOOL, USERS, Instance
-from support import ROOT, eventually
+from standins.instance import HOSTNAME, REMOTE_HOST, SPOOL, TATTLE, USERS, Instance
+from support import eventually
 
 BOOT_SECONDS = 60  # a failure, not a limit that is tested
 STOP = "loginctl kill-session $XDG_SESSION_ID --signal=STOP"
@@ -191,15 +190,18 @@ def socket_activation(box: Instance) -> None:
     assert not bad, "; ".join(map(str, bad))
 
 
-def recipe(name: str) -> str:
-    file = ROOT / "src/tattle/recipes" / name
-    return file.read_text("utf-8") if file.exists() else readme.text(name)
+def install_units(box: Instance) -> list[str]:
+    """Put the units where their recipe says; their paths."""
+    paths = []
+    for name in ("tattle.path", "tattle.service"):
+        paths.append(f"{UNITS}/{name}")
+        box.write(paths[-1], succeeds(box.run([TATTLE, "recipe", name])))
+    return paths
 
 
 def units(box: Instance) -> None:
     """What waits in the spool is delivered by the recipe's units, without any login."""
-    for name in ("tattle.path", "tattle.service"):
-        box.write(f"{UNITS}/{name}", recipe(name))
+    install_units(box)
     quick = "[Service]\nExecStartPre=\nExecStartPre=/bin/sleep 1\n"  # 30 s are not waited for here
     box.write(f"{UNITS}/tattle.service.d/quick.conf", quick)
     succeeds(box.run(["systemctl", "daemon-reload"]))
@@ -221,9 +223,7 @@ def units(box: Instance) -> None:
 
 def verify(box: Instance) -> None:
     """This release's systemd knows every setting of the units."""
-    paths = [f"{UNITS}/{name}" for name in ("tattle.path", "tattle.service")]
-    for path in paths:
-        box.write(path, recipe(Path(path).name))
+    paths = install_units(box)
     inside = ["systemd-run", "--quiet", "--pipe", "--wait"]  # else in another cgroup than systemd's
     done = box.run([*inside, "systemd-analyze", "verify", "--man=no", *paths])
     told = [line for line in done.stderr.splitlines() if "tattle" in line]

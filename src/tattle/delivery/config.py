@@ -1,0 +1,200 @@
+"""/etc/tattle.conf: what a site wants otherwise. Absent is fine; the hook never reads it."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.errors import TattleError
+from tattle.trust import trusted
+
+PATH = "/etc/tattle.conf"
+PER_SERVICE = ("source", "detail-type", "event-bus", "fields")
+# PutEventsRequestEntry, but for the region: there will be others
+BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
+DETAIL_TYPE_LIMIT = 128  # characters, PutEventsRequestEntry
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings by their names in the file, with `_` for `-`. None: as AWS's files say."""
+
+    source: str = "com.unbounce.tattle"
+    detail_type: str = "SSH connection event detected"
+    event_bus: str | None = None
+    fields: tuple[str, ...] = DEFAULT
+    region: str | None = None
+    resource: str | None = None
+    endpoint_url: str | None = None
+    proxy: str | None = None
+    ca_bundle: str | None = None
+    use_fips: bool | None = None
+    use_dualstack: bool | None = None
+    services: dict[str, Config] = dataclasses.field(default_factory=dict)
+
+    def of(self, service: str | None) -> Config:
+        """Return what holds for a PAM service."""
+        return self.services.get(service or "", self)
+
+
+def load(path: str = PATH) -> Config:
+    """Read the file, if there is one. Raises TattleError."""
+    try:
+        trusted(path)
+        data = Path(path).read_bytes()
+        return parse(data.decode("utf-8-sig"), path)
+    except FileNotFoundError:
+        return Config()
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise TattleError(f"{path}, line {number}: not UTF-8", os.EX_CONFIG) from None
+    except OSError as error:
+        raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG) from error
+    except TattleError as error:
+        told = str(error) if str(error).startswith(path) else f"{path}: {error}"
+        raise TattleError(told, os.EX_CONFIG) from error
+
+
+def parse(text: str, path: str = PATH) -> Config:
+    """Return the settings that a text makes. Raises TattleError with file and line number."""
+    parser = configparser.RawConfigParser(default_section="", interpolation=None)
+    try:
+        parser.read_string(text, path)
+    except configparser.Error as error:
+        number, reason = _unparsable(error)
+        raise TattleError(f"{path}, line {number}: {reason}", os.EX_CONFIG) from None
+    config = Config()
+    for section in sorted(parser.sections(), key=lambda name: name != "tattle"):
+        of_service = re.fullmatch(r"service\s+(\S+)\s*", section)
+        if section != "tattle" and not of_service:
+            raise _fault(text, path, section, None, "expected [tattle] or [service NAME]")
+        known = PER_SERVICE if of_service else tuple(_READERS)
+        settings: dict[str, Any] = {}
+        for key, value in parser.items(section):
+            try:
+                if key not in known:
+                    raise ValueError(f"there is no such key; there are: {', '.join(known)}")
+                if "\n" in value and key != "fields":
+                    raise ValueError("goes on in the next line: is that one indented by mistake?")
+                settings[key.replace("-", "_")] = _READERS[key](value)
+            except ValueError as error:
+                raise _fault(text, path, section, key, str(error)) from None
+        if not of_service:
+            config = dataclasses.replace(config, **settings)
+        elif of_service[1] in config.services:
+            raise _fault(text, path, section, None, f"[service {of_service[1]}] is there twice")
+        else:
+            service = dataclasses.replace(config, services={}, **settings)
+            config = dataclasses.replace(
+                config, services={**config.services, of_service[1]: service}
+            )
+    return config
+
+
+def _unparsable(error: configparser.Error) -> tuple[int, str]:
+    """Return the line's number and what is wrong with it."""
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return error.lineno, "expected [tattle] or [service NAME] first"
+    if isinstance(error, configparser.DuplicateOptionError):
+        return error.lineno or 1, f"[{error.section}] {error.option}: is there twice"
+    if isinstance(error, configparser.DuplicateSectionError):
+        return error.lineno or 1, f"[{error.section}] is there twice"
+    number, line = getattr(error, "errors", [(1, "")])[0]
+    return number, f"not understood: {line}"
+
+
+def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> TattleError:
+    within, where = "", 1
+    for number, line in enumerate(text.splitlines(), 1):
+        header = configparser.RawConfigParser.SECTCRE.match(line.strip())
+        if header:
+            within = header["header"]
+        name = re.split("[=:]", line, maxsplit=1)[0].strip().lower()
+        if within == section and (header if key is None else name == key and not header):
+            where = number
+            break
+    told = f"[{section}]" if key is None else f"[{section}] {key}"
+    return TattleError(f"{path}, line {where}: {told}: {reason}", os.EX_CONFIG)
+
+
+def _text(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError("needs a value of printable characters")
+    return value
+
+
+def _source(value: str) -> str:
+    if value.lower().startswith("aws."):
+        raise ValueError("a source may not begin with aws., EventBridge refuses it")
+    return _text(value)
+
+
+def _bus(value: str) -> str:
+    if not BUS.fullmatch(value):
+        raise ValueError("an event bus is a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME")
+    return value
+
+
+def _detail_type(value: str) -> str:
+    if len(value) > DETAIL_TYPE_LIMIT:
+        raise ValueError(f"a detail-type has at most {DETAIL_TYPE_LIMIT} characters")
+    return _text(value)
+
+
+def _fields(value: str) -> tuple[str, ...]:
+    fields = tuple(re.split(r"[,\s]+", _text(" ".join(value.split()))))
+    known = {**FROM_SESSION, **FROM_SSHD, **FROM_INSTANCE}
+    for field in fields:
+        if field not in known and not re.fullmatch(r"tag:.+", field):
+            raise ValueError(f"no field {field!r}; there are: {', '.join(known)}, tag:NAME")
+    return fields
+
+
+def _region(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", value):
+        raise ValueError("a region looks like us-east-1")
+    return value
+
+
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/]+\S*", value):
+        raise ValueError("expected a URL: https://HOST or http://HOST:PORT")
+    return value
+
+
+def _file(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("expected a path from /")
+    try:
+        return trusted(value)
+    except OSError as error:
+        raise ValueError(f"{value}: {error.strerror}") from None
+    except TattleError as error:
+        raise ValueError(str(error)) from None
+
+
+def _bool(value: str) -> bool:
+    try:
+        return configparser.RawConfigParser.BOOLEAN_STATES[value.lower()]
+    except KeyError:
+        raise ValueError("expected true or false") from None
+
+
+_READERS = {
+    "source": _source,
+    "detail-type": _detail_type,
+    "event-bus": _bus,
+    "fields": _fields,
+    "region": _region,
+    "resource": _text,
+    "endpoint-url": _url,
+    "proxy": _url,
+    "ca-bundle": _file,
+    "use-fips": _bool,
+    "use-dualstack": _bool,
+}

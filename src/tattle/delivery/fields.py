@@ -1,0 +1,197 @@
+"""The event's `detail`: the fields of a session event, in the order that the site asks for.
+
+Pure: a session and what IMDS told become JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tattle.login.pam import Session
+
+if TYPE_CHECKING:
+    from tattle.delivery.imds import IdentityDocument
+
+DEFAULT = ("username", "remote_host", "session")
+ABSENT = object()  # the field has no meaning here and is left out; None is said as null
+CERTIFICATE = "-cert-v01@openssh.com"
+# How many fields make up a public key behind its type: RFC 4253 6.6, RFC 5656 3.1, RFC 8709 4 and
+# https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.u2f
+KEY_FIELDS = {
+    "ssh-rsa": 2,
+    "ssh-dss": 4,
+    "ssh-ed25519": 1,
+    "ecdsa-sha2-nistp256": 2,
+    "ecdsa-sha2-nistp384": 2,
+    "ecdsa-sha2-nistp521": 2,
+    "sk-ssh-ed25519": 2,
+    "sk-ecdsa-sha2-nistp256": 3,
+}
+
+
+def detail(
+    session: Session,
+    fields: tuple[str, ...],
+    document: IdentityDocument,
+    tag: Callable[[str], str | None],
+    believed: Callable[[Session], bool],
+) -> str:
+    """Return the JSON text of `detail`.
+
+    tag gives an instance tag's value, or None; believed tells whether no user can have set
+    what sshd says of the connection.
+    """
+    said: dict[str, object] = {}
+    for field in fields:
+        if field.startswith("tag:"):
+            value: object = tag(field[4:])
+            value = ABSENT if value is None else value
+        elif field in FROM_SSHD:
+            value = FROM_SSHD[field](session) if believed(session) else None
+        elif field in FROM_INSTANCE:
+            value = document.get(FROM_INSTANCE[field])
+        else:
+            value = FROM_SESSION[field](session)
+        if value is not ABSENT:
+            said[field] = value
+    return json.dumps(said)
+
+
+def event_id(session: Session) -> str:
+    """Return 32 hexadecimal digits that name this event, however often it is delivered."""
+    return _digest(sorted({**session.pam, **session.context}.items()))
+
+
+def session_id(session: Session) -> str | None:
+    """Return 32 hexadecimal digits, the same for a session's opened and closed event."""
+    process = [session.context.get(f"TATTLE_{part}") for part in ("BOOT", "PARENT", "PARENT_START")]
+    return _digest(process) if all(process) else None
+
+
+def duration(session: Session) -> object:
+    """Return the whole seconds since the session's process started, once it has closed."""
+    if session.state != "closed":
+        return ABSENT
+    seconds = age(session)
+    return None if seconds is None else int(seconds)
+
+
+def age(session: Session) -> float | None:
+    """Return the seconds since the session's process started, if the moment knew."""
+    try:
+        uptime = int(session.context["TATTLE_UPTIME"]) / 1e9
+        started = int(session.context["TATTLE_PARENT_START"]) / os.sysconf("SC_CLK_TCK")
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return max(0.0, uptime - started)
+
+
+def auth_method(session: Session) -> str | None:
+    """Return the methods that let the user in, as sshd names them: `publickey,password`."""
+    return ",".join(line.partition(" ")[0] for line in _auth_info(session)) or None
+
+
+def key_fingerprint(session: Session) -> str | None:
+    """Return what `ssh-keygen -l` prints for the key that let the user in: `SHA256:…`."""
+    for line in _auth_info(session):
+        method, _, key = line.partition(" ")
+        if method in ("publickey", "hostbased"):
+            return fingerprint(key)
+    return None
+
+
+def fingerprint(key: str) -> str | None:
+    """Return the SHA256 fingerprint of a public key or certificate `type base64`, if it is one.
+
+    A certificate's is that of the key it certifies, as in ssh-keygen(1). Its blob: type, nonce, the
+    key's own fields (https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.certkeys).
+    """
+    try:
+        kind, text = key.split()[:2]
+        blob = base64.b64decode(text, validate=True)
+        if kind.endswith(CERTIFICATE):
+            plain = kind[: -len(CERTIFICATE)]
+            at = _skip(_skip(0, blob), blob)
+            end = at
+            for _ in range(KEY_FIELDS[plain]):
+                end = _skip(end, blob)
+            name = (plain + "@openssh.com" * plain.startswith("sk-")).encode()
+            blob = len(name).to_bytes(4, "big") + name + blob[at:end]
+    except (ValueError, KeyError, binascii.Error):
+        return None
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def connection(session: Session) -> dict[str, object] | None:
+    """Return both ends of the connection, from sshd(8)'s SSH_CONNECTION."""
+    try:
+        host, port, local_host, local_port = session.context[
+            "TATTLE_UNVERIFIED_SSH_CONNECTION"
+        ].split()
+        return {
+            "remote_host": host,
+            "remote_port": int(port),
+            "local_host": local_host,
+            "local_port": int(local_port),
+        }
+    except (KeyError, ValueError):
+        return None
+
+
+def rfc3339(session: Session) -> str | None:
+    """Return the time at which the session opened or closed, to the millisecond, in UTC."""
+    ns = session.context.get("TATTLE_TIME")
+    if ns is None:
+        return None
+    seconds, rest = divmod(int(ns), 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 10**6:03d}Z"
+
+
+def _auth_info(session: Session) -> list[str]:
+    return session.context.get("TATTLE_UNVERIFIED_SSH_AUTH_INFO_0", "").splitlines()
+
+
+def _skip(at: int, blob: bytes) -> int:
+    """Return where the SSH string (RFC 4251 5) at an offset ends."""
+    end = at + 4 + int.from_bytes(blob[at : at + 4], "big")
+    if end > len(blob):
+        raise ValueError("a string ends behind its blob")
+    return end
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+FROM_SESSION: dict[str, Callable[[Session], object]] = {
+    "username": lambda session: session.pam["PAM_USER"],
+    "remote_host": lambda session: session.pam.get("PAM_RHOST", ""),
+    "session": lambda session: session.state,
+    "service": lambda session: session.pam.get("PAM_SERVICE"),
+    "tty": lambda session: session.pam.get("PAM_TTY"),
+    "remote_user": lambda session: session.pam.get("PAM_RUSER"),
+    "hostname": lambda session: socket.gethostname(),
+    "time": rfc3339,
+    "event_id": event_id,
+    "session_id": session_id,
+    "duration": duration,
+}
+FROM_SSHD: dict[str, Callable[[Session], object]] = {
+    "auth_method": auth_method,
+    "key_fingerprint": key_fingerprint,
+    "connection": connection,
+}
+FROM_INSTANCE = {
+    "private_ip": "privateIp",
+    "availability_zone": "availabilityZone",
+    "instance_type": "instanceType",
+    "image_id": "imageId",
+}

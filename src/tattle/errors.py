@@ -1,0 +1,34 @@
+"""One kind of error: what is wrong, the exit status, what to do about it. And one line to syslog.
+
+The place that raises an error is the only one that knows what to do about it: command line, log and
+`tattle check` show its words.
+"""
+
+LONGEST_LINE = 1000  # characters; syslog(3) may drop what is much longer
+
+
+class TattleError(Exception):
+    """A fault that a person can act on.
+
+    status: from sysexits(3), os.EX_*. advice: one line, a command where one helps; may be empty.
+    """
+
+    def __init__(self, message: str, status: int, advice: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.advice = advice
+
+
+def one_line(text: str) -> str:
+    """Return text that can't forge a log line, steer a terminal or be dropped as too long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: LONGEST_LINE + 1])
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…"
+
+
+def log(message: str) -> None:
+    """Write one line to syslog: authpriv, as sshd does for logins."""
+    import syslog  # most logins have nothing to say
+
+    syslog.openlog("tattle", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_ERR, one_line(message))
+    syslog.closelog()  # or the next socket to get this descriptor's number would get our lines

@@ -1,0 +1,227 @@
+"""The hook: accept an event, see to it that somebody delivers, let the login go on.
+
+Runs as root, with an environment, limits and a folder that a user may have chosen, and the login
+waits for every millisecond: nothing is imported here but what the interpreter has loaded by then.
+"""
+
+import posix
+import sys
+import time
+
+from tattle.login.pam import trusted_block
+from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, STANDBY, Spool
+
+UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
+UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
+WAIT_SECONDS = 5.0  # for --wait without a number
+LONGEST_WAIT_SECONDS = 600.0
+POLL_SECONDS = 0.005  # between two looks while --wait waits
+LIMITS = (b"Max cpu time ", b"Max file size ", b"Max data size ", b"Max address space ")
+# All signals but SIGKILL and SIGSTOP, and glibc's own two
+SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
+
+
+def main(arguments: "list[str]") -> int:
+    """Accept the event, start a deliverer, and end the process: the login goes on."""
+    try:
+        status = run(arguments)
+    except Exception as error:
+        from tattle.errors import TattleError, log, one_line
+
+        known = isinstance(error, TattleError)
+        message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
+        log(message)
+        # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
+        advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
+        try:
+            posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
+        except OSError:
+            pass
+        status = error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
+    posix._exit(status)  # the interpreter's own end takes a millisecond
+
+
+def run(arguments: "list[str]") -> int:
+    """Do as main() says; return the exit status. Raises TattleError."""
+    posix.umask(0o077)
+    if posix.geteuid() == 0:
+        posix.setresgid(0, 0, 0)  # su keeps the caller's real ids
+        posix.setresuid(0, 0, 0)
+    environ = read("/proc/self/environ")
+    block = trusted_block(environ)
+    record = block + context(environ[: -len(block)])
+    seconds = seconds_to_wait(arguments) if arguments else 0.0
+    spool, name = store(record)
+    try:
+        start_deliverer(spool)
+    except OSError as error:
+        from tattle.errors import log
+
+        log(f"can't start a deliverer, the event waits for the next login: {error}")
+        return posix.EX_TEMPFAIL if seconds else 0
+    return wait_for_delivery(spool, name, seconds) if seconds else 0
+
+
+def read(path: str) -> bytes:
+    """Return what a file of the kernel's holds. Raises OSError."""
+    with open(path, "rb", 0) as file:
+        return file.readall()
+
+
+def context(untrusted: bytes) -> bytes:
+    """Return, as NUL-terminated variables, what can't be found out later.
+
+    The parent is sshd's process for this session, at its opening as at its closing; with its start
+    time (clock ticks since boot, proc(5)) and the boot id it names the session. What sshd said of
+    the connection comes from where a user's own variables come from.
+    """
+    parent = posix.getppid()
+    facts = [
+        b"TATTLE_TIME=%d" % time.time_ns(),
+        b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        b"TATTLE_PARENT=%d" % parent,
+        b"TATTLE_PARENT_START=" + start_time(parent),
+        b"TATTLE_BOOT=" + boot_id(),
+    ]
+    facts += [
+        b"TATTLE_UNVERIFIED_" + variable
+        for variable in untrusted.split(b"\0")
+        if variable.startswith(UNVERIFIED) and len(variable) <= UNVERIFIED_LIMIT
+    ]
+    return b"\0".join(facts) + b"\0"
+
+
+def start_time(pid: int) -> bytes:
+    """Return when a process started, in clock ticks since boot; nothing if that can't be read."""
+    try:
+        # Field 22; the command's name, field 2, may itself hold brackets and blanks.
+        return b"".join(read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19:20])
+    except OSError:
+        return b""
+
+
+def boot_id() -> bytes:
+    """Return what names this run of the machine; nothing if that can't be read."""
+    try:
+        return read("/proc/sys/kernel/random/boot_id").strip()
+    except OSError:
+        return b""
+
+
+def store(record: bytes) -> "tuple[Spool, str]":
+    """Put the record into the spool; return that and the record's name.
+
+    Raises TattleError, which holds the record, if it can't be written anywhere.
+    """
+    try:
+        spool = Spool()
+        return spool, spool.accept(record)
+    except Exception:
+        lift_limits()  # pam_limits may have set some for the user
+    faults = []
+    for path in (PATH, EMERGENCY_PATH):
+        try:
+            spool = Spool(path)
+            name = spool.accept(record)
+        except Exception as error:
+            faults.append(f"{path}: {error}")
+        else:
+            if faults:
+                from tattle.errors import log
+
+                log(f"an event waits in {path}, which a reboot empties: {faults[0]}")
+            return spool, name
+    from tattle.errors import TattleError
+
+    message = f"an event is lost: {'; '.join(faults)}: {record!r}"
+    raise TattleError(message, posix.EX_CANTCREAT, "sudo tattle check")
+
+
+def limited() -> bool:
+    """Tell whether a limit may stop root from writing a file or from starting Python.
+
+    (To ask the kernel by the resource module takes ten times as long.)
+    """
+    limits = read("/proc/self/limits").splitlines()
+    return any(line.startswith(LIMITS) and line.count(b"unlimited") < 2 for line in limits)
+
+
+def lift_limits() -> None:
+    """Undo the limits that would stop root from writing a file or starting Python; no core."""
+    import resource
+
+    free = resource.RLIM_INFINITY
+    for limit, soft, hard in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, 1024, max(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
+        (resource.RLIMIT_STACK, 8 * 1024**2, free),
+        (resource.RLIMIT_FSIZE, free, free),
+        (resource.RLIMIT_AS, free, free),
+        (resource.RLIMIT_DATA, free, free),
+        (resource.RLIMIT_CPU, free, free),
+    ):
+        try:
+            resource.setrlimit(limit, (soft, hard))
+        except (OSError, ValueError):
+            pass  # a container without CAP_SYS_RESOURCE: as good as it gets
+
+
+def start_deliverer(spool: Spool) -> None:
+    """See to it that there is a deliverer, and one who takes over if it fails. Raises OSError.
+
+    Where nobody delivers, a new process gets that lock as its standard input, and nothing else of
+    the login's. Where somebody does, who may have been stopped, a new process gets the lock of who
+    stands by. Where both are there, there is nothing to do: each looks into the spool once more
+    after letting go.
+    """
+    if spool.lock():
+        role = "deliver"
+    elif spool.lock(STANDBY):
+        role = "standby"
+    else:
+        return
+    if limited():
+        lift_limits()
+    archive = sys.argv[0]
+    posix.posix_spawn(
+        archive,
+        [archive, role, spool.path],
+        {},
+        file_actions=[
+            (posix.POSIX_SPAWN_DUP2, spool.lock_fd, 0),
+            (posix.POSIX_SPAWN_OPEN, 1, "/dev/null", posix.O_RDWR, 0),
+            (posix.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsigmask=[],
+        setsigdef=SIGNALS,
+    )
+    spool.unlock()  # the lock is the deliverer's alone, even while --wait waits
+
+
+def seconds_to_wait(arguments: "list[str]") -> float:
+    """Return the seconds that --wait[=SECONDS] asks for, else 0."""
+    seconds = 0.0
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        try:
+            if option != "--wait":
+                raise ValueError
+            seconds = float(value) if value else WAIT_SECONDS
+            if not 0 < seconds <= LONGEST_WAIT_SECONDS:
+                raise ValueError
+        except ValueError:  # an event is worth more than a slip in the PAM line
+            from tattle.errors import log
+
+            seconds = 0.0
+            log(f"ignored on the PAM line: {argument!r}, expected --wait[=SECONDS], at most 600")
+    return seconds
+
+
+def wait_for_delivery(spool: Spool, name: str, seconds: float) -> int:
+    """Wait until EventBridge has the event or the time is up; return the exit status."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not spool.holds(name):
+            return posix.EX_DATAERR if spool.holds(f"{REJECTED}/{name}") else 0
+        time.sleep(POLL_SECONDS)
+    return posix.EX_TEMPFAIL

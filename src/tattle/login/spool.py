@@ -1,0 +1,198 @@
+"""The spool: accepted events on disk until EventBridge has them.
+
+One file a record, named so that names sort by the time of acceptance. A record is complete when it
+has its name: a temporary name, fsync, rename, fsync of the folder. What is no record is set aside
+in `rejected/`, and never fatal.
+
+Imported on the login's path: nothing but what the interpreter has loaded by then.
+"""
+
+import posix
+import time
+
+PATH = "/var/spool/tattle"
+EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
+EMERGENCY_LIMIT = 2000  # records: about 8 MB of memory
+FREE_BYTES = 16 * 1024**2  # to leave to others, or a twentieth of a small file system
+FREE_FILES = 1024  # inodes, or a twentieth
+TEMPORARY = ".accepting-"
+STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
+REJECTED = "rejected"
+DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
+STANDBY = ".standby"  # locked by who waits to be the next deliverer
+FAULT = ".fault"  # what keeps events back
+WAKE = ".wake"  # somebody wants the deliverer to try again now
+OWN = (REJECTED, DELIVERER, STANDBY, FAULT, WAKE)
+
+
+def only_root_writes(status: posix.stat_result) -> bool:
+    """Tell whether this is a folder of root's that nobody else can write to."""
+    return status.st_uid == 0 and status.st_mode & 0o170022 == 0o40000
+
+
+def is_record(name: str) -> bool:
+    """Tell whether a file's name is that of a record: 20 digits of nanoseconds, a process id."""
+    accepted, _, process = name.partition("-")
+    return len(accepted) == 20 and accepted.isdigit() and process.isdigit()
+
+
+def accepted_at(name: str) -> float:
+    """Return the seconds since the epoch at which a record was accepted."""
+    return int(name[:20]) / 1e9
+
+
+class Spool:
+    """A spool's folder, held open, made on first use.
+
+    Raises OSError if there can't be such a folder, TattleError if it is not this user's alone.
+    """
+
+    def __init__(self, path: str = PATH) -> None:
+        self.path = path
+        self.lock_fd = -1
+        self.stuck: set[str] = set()  # what is no record and could not be set aside
+        try:
+            self.fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW)
+            above = ("/", "/var", "/var/spool") if path == PATH else ("/", "/run")
+            status = posix.fstat(self.fd)
+            ready = only_root_writes(status) and not status.st_mode & 0o77
+            ready = ready and all(only_root_writes(posix.lstat(folder)) for folder in above)
+        except OSError:
+            ready = False
+        if not ready:
+            from tattle.trust import private_folder
+
+            self.fd = private_folder(path)
+
+    # Accepting: the login waits
+
+    def accept(self, record: bytes) -> str:
+        """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
+        self._check_room()
+        name = f"{time.time_ns():020d}-{posix.getpid()}"
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
+        file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
+        try:
+            while record:
+                record = record[posix.write(file, record) :]
+            posix.fsync(file)
+            posix.rename(TEMPORARY + name, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except OSError:
+            try:
+                posix.unlink(TEMPORARY + name, dir_fd=self.fd)
+            except OSError:
+                pass  # stale, it is set aside
+            raise
+        finally:
+            posix.close(file)
+        try:
+            posix.fsync(self.fd)
+        except OSError as error:  # a deliverer may have it by now: no second one beside it
+            from tattle.errors import log
+
+            log(f"can't be sure that an event is on disk: {error}")
+        return name
+
+    def _check_room(self) -> None:
+        """Raise OSError rather than fill what others need. At no cost that grows with the spool."""
+        if self.path == EMERGENCY_PATH:
+            if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
+                raise OSError(f"{EMERGENCY_LIMIT} records are waiting")
+            return
+        disk = posix.statvfs(self.fd)
+        if disk.f_bavail * disk.f_frsize < min(FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
+            raise OSError(f"{disk.f_bavail * disk.f_frsize} bytes are free on the disk")
+        if disk.f_favail < min(
+            FREE_FILES, disk.f_files // 20
+        ):  # f_files: 0 where there is no limit
+            raise OSError(f"{disk.f_favail} inodes are free on the disk")
+
+    # Delivering: behind the login's back
+
+    def lock(self, name: str = DELIVERER) -> bool:
+        """Become the deliverer, or who stands by, unless somebody is. Raises OSError.
+
+        `lock_fd` is then the descriptor that holds the lock.
+        """
+        import fcntl  # a file of its own on some distributions: not before the event is accepted
+
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW
+        fd = posix.open(name, flags, 0o600, dir_fd=self.fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            posix.close(fd)
+            return False
+        self.lock_fd = fd
+        return True
+
+    def unlock(self) -> None:
+        """Let another be that."""
+        posix.close(self.lock_fd)
+
+    def holds(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        try:
+            posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def waiting(self) -> "list[str]":
+        """Return the names of the records, oldest first; set aside what is none."""
+        records = []
+        for name in posix.listdir(self.fd):
+            if is_record(name):
+                records.append(name)
+            elif name not in self.stuck and not self._belongs(name):
+                try:
+                    self.reject(name, "no record of tattle's")
+                except OSError as error:
+                    from tattle.errors import log
+
+                    self.stuck.add(name)
+                    log(f"can't set aside {self.path}/{name}: {error}")
+        return sorted(records)
+
+    def read(self, name: str) -> bytes:
+        """Return a record. Raises OSError."""
+        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        with open(posix.open(name, flags, dir_fd=self.fd), "rb") as file:
+            return file.read()
+
+    def remove(self, names: "list[str]") -> None:
+        """Forget records that EventBridge has; durably, so that a power cut brings none back."""
+        for name in names:
+            try:
+                posix.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass  # by somebody's hand, or by an earlier try that got no further
+        if names:
+            posix.fsync(self.fd)
+
+    def reject(self, name: str, reason: str) -> None:
+        """Set aside what can never be sent, for a person to look at, and log it.
+
+        Raises OSError if that can't be done.
+        """
+        from tattle.errors import log
+
+        try:
+            posix.mkdir(REJECTED, 0o700, dir_fd=self.fd)
+        except FileExistsError:
+            pass
+        try:
+            posix.rename(name, f"{REJECTED}/{name}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except FileNotFoundError:
+            return  # somebody was quicker
+        posix.fsync(self.fd)
+        log(f"set aside {self.path}/{REJECTED}/{name}: {reason}")
+
+    def _belongs(self, name: str) -> bool:
+        if name in OWN:
+            return True
+        try:
+            age = time.time() - posix.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return True  # accepted in the meantime
+        return name.startswith(TEMPORARY) and age < STALE_SECONDS

@@ -1,0 +1,76 @@
+"""The recipes: files for the host and for whoever receives the events. Printed, never applied."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+
+from tattle.errors import TattleError
+
+HOST = (
+    "pam",
+    "tattle.conf",
+    "iam-policy.json",
+    "iam-role.yaml",
+    "ansible.yaml",
+    "cloud-init.yaml",
+    "tattle.path",
+    "tattle.service",
+    "tattle.cron",
+    "tattle-check.timer",
+    "tattle-check.service",
+)
+CONSUMERS = (
+    "mail.yaml",
+    "mail.tf",
+    "chat.yaml",
+    "webhook.yaml",
+    "lambda.yaml",
+    "logs.yaml",
+    "archive.yaml",
+    "central-bus.yaml",
+    "silence.yaml",
+    "mute-user.json",
+    "mute-network.json",
+    "mute-loop.json",
+)
+# JSON has no comments. The other recipes say what they are for in a line `# NAME: …`.
+PURPOSES = {
+    "iam-policy.json": "the one permission that an instance's role needs",
+    "mute-user.json": "an event pattern: logins, but not those of a deploy user",
+    "mute-network.json": "an event pattern: logins, but not those from a network",
+    "mute-loop.json": "an event pattern: logins, but not one user's from one host (scp in a loop)",
+}
+PLACEHOLDER = "arn:aws:events:us-east-1:012345678901:event-bus/default"
+
+
+def recipes() -> list[tuple[str, str]]:
+    """Return name and purpose, one line, of each recipe: first the host's, then the consumers'."""
+    return [(name, purpose(name)) for name in (*HOST, *CONSUMERS)]
+
+
+def purpose(name: str) -> str:
+    """Return what a recipe is for, in one line."""
+    if name in PURPOSES:
+        return PURPOSES[name]
+    begin = f"# {name}: "
+    return next(line[len(begin) :] for line in text(name).splitlines() if line.startswith(begin))
+
+
+def text(name: str) -> str:
+    """Return a recipe as it is. Raises TattleError if there is none of that name."""
+    names = (*HOST, *CONSUMERS)
+    if name not in names:
+        similar = [known for known in names if name and known.startswith(name)]
+        advice = f"there is {' and '.join(similar)}" if similar else "`tattle recipe` lists them"
+        raise TattleError(f"no recipe {name!r}", os.EX_USAGE, advice)
+    return (importlib.resources.files("tattle") / "recipes" / name).read_text("utf-8")
+
+
+def iam_policy(partition: str, region: str, account: str, bus: str = "default") -> str:
+    """Return iam-policy.json for an instance's own place: `aws`, `us-east-1`, 12 digits.
+
+    bus is a name, or the ARN of a bus elsewhere.
+    """
+    own = f"arn:{partition}:events:{region}:{account}:event-bus/{bus}"
+    return text("iam-policy.json").replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)

@@ -1,0 +1,58 @@
+"""What only root can have put there: files and folders that root may trust."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from tattle.errors import TattleError
+
+
+def trusted(path: str) -> str:
+    """Return the path if only root and this user can have put there, or exchanged, what it names.
+
+    Every folder on the way and every symbolic link's target counts; in a sticky folder nobody can
+    exchange what is ours. Raises OSError if something does not exist, TattleError if somebody else
+    could write.
+    """
+    whole = ""
+    for part in path.strip("/").split("/"):
+        parent, whole = whole or "/", whole + "/" + part
+        status = os.lstat(whole)
+        mode = status.st_mode
+        sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
+        writable = mode & 0o022 and not sticky and not stat.S_ISLNK(mode)
+        if status.st_uid not in (0, os.geteuid()) or writable:
+            raise foreign(whole, "belongs to or can be written by somebody else", "go-w")
+        if stat.S_ISLNK(mode):
+            whole = trusted(os.path.join(parent, os.readlink(whole)))
+    return whole
+
+
+def foreign(path: str, fault: str, mode: str) -> TattleError:
+    """Return the error for a file that somebody else could have written; mode is for chmod(1)."""
+    advice = f"chown root {path} && chmod {mode} {path}"
+    return TattleError(f"{path} {fault}", os.EX_NOPERM, advice)
+
+
+def private_folder(path: str) -> int:
+    """Open a folder that is this user's alone, made on first use, and return its descriptor.
+
+    Held open, it can't be exchanged under us. Raises OSError or TattleError.
+    """
+    trusted(os.path.dirname(path))
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    else:
+        parent = os.open(os.path.dirname(path), os.O_RDONLY)
+        os.fsync(parent)
+        os.close(parent)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(fd)
+        user = "root" if os.geteuid() == 0 else "you"
+        raise foreign(path, f"must belong to {user}, with mode 0700", "700")
+    return fd

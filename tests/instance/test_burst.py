@@ -1,0 +1,299 @@
+"""Many events at once, processes killed, a reboot: each event arrives, one deliverer at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from standins.instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
+from support import eventually, need_root, repacked
+
+pytestmark = pytest.mark.root
+
+BURST = 300
+MOST_CALLS = 60
+GATHER = 0.04  # seconds between two calls that are not full
+LINGER = 5.0  # seconds that a deliverer stays
+RACES = 60
+INSTANCES = 2  # at the same time
+
+
+def arrived(box: Instance) -> Counter[tuple[str, str]]:
+    """How often (user, state) did."""
+    return Counter((said["username"], said["session"]) for said in box.eventbridge.details())
+
+
+def cpu_seconds(box: Instance, pid: int) -> float:
+    fields = box.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def flush(box: Instance) -> None:
+    done = box.run([TATTLE, "flush"], timeout=120)
+    assert done.returncode == 0, done
+    assert box.spool() == []
+
+
+def warm_cache(box: Instance) -> None:
+    box.hook(user="somebody")
+    box.eventbridge.wait_for(1)
+    eventually(lambda: not box.spool())
+    box.kill_deliverers()
+
+
+def changed(artifact: Path, to: Path, pattern: str, replacement: str) -> None:
+    """Write the artifact with one line of ours changed, wherever in the package that is."""
+    found = []
+
+    def change(name: str, content: bytes) -> bytes:
+        if "tattle/" in name:
+            text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
+            found.extend([name] * count)
+            return text.encode()
+        return content
+
+    repacked(artifact, to, change)
+    assert len(found) == 2, f"{pattern} is in {found}"  # in the archive, and in what is unpacked
+
+
+class MostDeliverers:
+    """While entered, watches how many deliverers there are at most at one time."""
+
+    def __init__(self, box: Instance) -> None:
+        self.box = box
+        self.most = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> MostDeliverers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.most = max(self.most, len(self.box.deliverers()))
+
+
+def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> None:
+    warm_cache(instance)
+    instance.eventbridge.clear()
+    users = [f"u{number:03d}" for number in range(BURST)]
+    with instance.session() as session, MostDeliverers(instance) as watched:
+        results = session.run(*(Hook(user=user) for user in users))
+        instance.eventbridge.wait_for(BURST, timeout=60)
+    assert {result.returncode for result in results} == {0}
+    eventually(lambda: not instance.spool())
+    assert arrived(instance) == {(user, "opened"): 1 for user in users}
+    calls = instance.eventbridge.calls()
+    assert len(calls) <= MOST_CALLS
+    gaps = [
+        other.arrived - one.arrived
+        for one, other in zip(calls, calls[1:])
+        if 10 not in (one.entry_count, other.entry_count)
+    ]
+    assert not gaps or statistics.median(gaps) > 0.7 * GATHER
+    assert instance.eventbridge.most_in_progress() == 1
+    assert watched.most == 1
+    assert instance.log() == []
+
+
+class TestKilled:
+    @pytest.mark.parametrize("closes", [False, True], ids=["all", "the user's only"])
+    def test_sshds_processes(self, instance: Instance, closes: bool) -> None:
+        """Without its monitor sshd closes no session that PAM could tell of."""
+        instance.eventbridge.set(fault="refuse")
+        login = instance.ssh_command(
+            "ssh", "alice@127.0.0.1", "sleep 60", user="alice", source=REMOTE_HOST
+        )
+        with instance.popen(login) as ssh:
+            command = ["sleep", "60"]
+            eventually(lambda: command in [one.command for one in instance.processes()])
+            eventually(instance.spool)
+            monitor = self.session_processes(instance, "alice [priv]")
+            own = self.session_processes(instance, "alice@notty")
+            assert len(monitor) == len(own) == 1
+            instance.kill(*own, *([] if closes else monitor))
+            ssh.wait(10)
+        eventually(lambda: len(instance.spool()) == 1 + closes)
+        instance.eventbridge.set(fault=None)
+        instance.eventbridge.wait_for(1 + closes, timeout=20)
+        expected = {("alice", "opened"): 1}
+        assert arrived(instance) == (expected | {("alice", "closed"): 1} if closes else expected)
+
+    def session_processes(self, box: Instance, title: str) -> list[Process]:
+        found = box.processes(f"sshd: {title}")
+        return [process for process in found if process.command[0].startswith("sshd:")]
+
+    def test_the_deliverer_at_any_moment(self, instance: Instance) -> None:
+        """As logind's KillUserProcesses=yes does when the session closes."""
+        instance.eventbridge.set(delay=0.05)
+        moments = [0.03 * number for number in range(14)]
+        with instance.session() as session:
+            for number, moment in enumerate(moments):
+                assert session.hook(user=f"u{number}").returncode == 0
+                time.sleep(moment)
+                instance.kill_deliverers()
+                seen = len(instance.eventbridge.entries())
+                left = len(instance.spool())
+                flush(instance)
+                assert len(instance.eventbridge.entries()) == seen + left
+                assert arrived(instance)[(f"u{number}", "opened")] in (1, 2)
+        assert len(arrived(instance)) == len(moments)
+
+    def test_everything_by_a_reboot(self, instance: Instance) -> None:
+        """The spool is kept; the cache and every process are gone."""
+        instance.eventbridge.set(fault="hang")
+        began = time.time()
+        assert instance.ssh("alice", "true").returncode == 0
+        eventually(lambda: len(instance.spool()) == 2)
+        ended = time.time()
+        instance.reboot()
+        assert instance.deliverers() == []
+        assert not instance.path("/var/cache/tattle").exists()
+        instance.eventbridge.set(fault=None)
+        time.sleep(2.1)
+        assert instance.ssh("ubuntu", "true").returncode == 0
+        entries = instance.eventbridge.wait_for(4)
+        assert [tuple(entry.detail.values()) for entry in entries] == [
+            ("alice", REMOTE_HOST, "opened"),
+            ("alice", REMOTE_HOST, "closed"),
+            ("ubuntu", REMOTE_HOST, "opened"),
+            ("ubuntu", REMOTE_HOST, "closed"),
+        ]
+        for entry in entries[:2]:
+            assert int(began) <= entry.raw["Time"] <= ended
+
+
+class TestWaiting:
+    """A deliverer whose events can't go yet, or that has none."""
+
+    def test_it_sleeps(self, artifact: Path) -> None:
+        need_root(*Instance.TOOLS)
+        outages = [
+            ("imds", "hang"),
+            ("imds", "refuse"),
+            ("eventbridge", "hang"),
+            ("eventbridge", "refuse"),
+            ("eventbridge", "throttle"),
+            ("eventbridge", "access-denied"),
+        ]
+
+        def four_seconds_of(outage: tuple[str, str]) -> tuple[float, int]:
+            """The CPU time and the calls of a deliverer, once it has loaded botocore."""
+            stand_in, fault = outage
+            with Instance(artifact) as box:
+                getattr(box, stand_in).set(fault=fault)
+                assert box.hook().returncode == 0
+                time.sleep(3)
+                (deliverer,) = box.deliverers()
+                used, calls = cpu_seconds(box, deliverer.pid), len(box.eventbridge.calls())
+                time.sleep(4)
+                assert [one.pid for one in box.deliverers()] == [deliverer.pid]
+                assert len(box.spool()) == 1
+                used = cpu_seconds(box, deliverer.pid) - used
+                return used, len(box.eventbridge.calls()) - calls
+
+        with ThreadPoolExecutor(len(outages)) as pool:
+            for outage, (used, calls) in zip(outages, pool.map(four_seconds_of, outages)):
+                assert used < 0.4, outage
+                assert calls < 20, outage
+
+    def test_it_stays_for_the_next_event(self, instance: Instance) -> None:
+        with instance.session() as session:
+            assert session.hook(user="first").returncode == 0
+            instance.eventbridge.wait_for(1)
+            (deliverer,) = instance.deliverers()
+            asked = len(instance.imds.requests())
+            for number in range(2, 6):
+                time.sleep(0.7)
+                assert session.hook(user=f"u{number}").returncode == 0
+                instance.eventbridge.wait_for(number)
+                assert [one.pid for one in instance.deliverers()] == [deliverer.pid]
+        assert len(instance.imds.requests()) == asked
+        assert instance.eventbridge.connection_count() == 1
+
+    def test_it_uses_next_to_nothing_and_then_leaves(self, instance: Instance) -> None:
+        assert instance.hook().returncode == 0
+        (entry,) = instance.eventbridge.wait_for(1)
+        (deliverer,) = instance.deliverers()
+        time.sleep(0.2)
+        used = cpu_seconds(instance, deliverer.pid)
+        time.sleep(LINGER - 1)
+        assert cpu_seconds(instance, deliverer.pid) - used < 0.2
+        eventually(lambda: not instance.deliverers())
+        assert LINGER - 0.1 < time.monotonic() - entry.arrived < LINGER + 2
+        eventually(lambda: not instance.processes())
+
+
+class TestStranded:
+    """An event is not left to a deliverer that leaves it to the next."""
+
+    @pytest.mark.parametrize("moment", ["delay_enter", "delay_exit"])
+    def test_one_that_comes_when_the_deliverer_lets_go(
+        self, instance: Instance, artifact: Path, tmp_path: Path, moment: str
+    ) -> None:
+        """Before the lock is let go (so the hook finds it taken), and right after."""
+        changed(artifact, tmp_path / "tattle", r"^LINGER = .*$", "LINGER = 1.0")
+        instance.install(tmp_path / "tattle")
+        warm_cache(instance)
+        # The hook's own flock() is the first of its process; the first of its child's holds what is
+        # unpacked, the second lets the spool go. That one takes a second longer.
+        delayed = ["-e", "trace=flock", "-e", f"inject=flock:{moment}=1000000:when=2"]
+        with instance.session() as session:
+            assert session.hook(user="first", strace=delayed).returncode == 0
+            instance.eventbridge.wait_for(2)
+            eventually(lambda: instance.read(STRACE_LOG).count("flock(") == 3)
+            time.sleep(0.3)
+            assert session.hook(user="late").returncode == 0
+            late = instance.eventbridge.wait_for(3)[-1]
+        instance.install(artifact)
+        assert late.detail["username"] == "late"
+        eventually(lambda: not instance.spool())
+        assert len(instance.eventbridge.entries()) == 3
+
+    @pytest.mark.slow
+    def test_one_that_comes_about_when_the_deliverer_leaves(
+        self, artifact: Path, tmp_path: Path
+    ) -> None:
+        """Many times, at many moments; with a deliverer that stays for a fifth of a second."""
+        need_root(*Instance.TOOLS)
+        linger = 0.2
+        impatient = tmp_path / "tattle"
+        changed(artifact, impatient, r"^LINGER = .*$", f"LINGER = {linger}")
+
+        def race(offsets: list[float]) -> int:
+            """How many of the late events were delivered by a new process."""
+            fresh = 0
+            with Instance(impatient) as box, box.session() as session:
+                session.hook(user="first")
+                count = 1
+                for offset in offsets:
+                    last = box.eventbridge.wait_for(count)[-1]
+                    connections = box.eventbridge.connection_count()
+                    time.sleep(max(0, last.arrived + linger + offset - time.monotonic()))
+                    hooks = [Hook(user=f"{offset:.3f}-{half}") for half in "ab"]
+                    assert [result.returncode for result in session.run(*hooks)] == [0, 0]
+                    count += 2
+                    box.eventbridge.wait_for(count, timeout=8)
+                    fresh += box.eventbridge.connection_count() > connections
+                eventually(lambda: not box.spool())
+                assert {*arrived(box).values()} == {1}
+                assert box.eventbridge.most_in_progress() == 1
+            return fresh
+
+        offsets = [-0.12 + 0.15 * number / RACES for number in range(RACES)]
+        with ThreadPoolExecutor(INSTANCES) as pool:
+            fresh = sum(pool.map(race, [offsets[n::INSTANCES] for n in range(INSTANCES)]))
+        assert 5 < fresh < RACES - 5, "not about when the deliverer leaves"

@@ -1,0 +1,514 @@
+"""A crash at every system call, and every error a disk can answer with.
+
+strace kills, or fails, the Nth call of a name that a process makes. A killed process has not made
+that call. TATTLE_CRASH_WALK=all walks every call there is instead of a selection, seven minutes of
+them for the deliverer alone (and needs pytest's --timeout=0).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from standins.instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
+from support import need_root
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+WALK_ALL = os.environ.get("TATTLE_CRASH_WALK") == "all"
+STRIDE = 200  # of the calls that neither change nor say anything, one in so many is walked
+UNPACKING_STRIDE = 60  # of those that unpack
+INSTANCES = 2  # at the same time
+HOOKS = 6  # at the same time
+CACHE = "/var/cache/tattle"
+TRACE = "/tmp/trace"
+KILLED = -9
+
+# Calls that change the disk, take or leave a lock, or talk to somebody, on any architecture.
+CHANGING = re.compile(
+    r"flock|p?write\w*|send\w+|recv\w+|connect|socket|bind|f(data)?sync|unlink\w*|rename\w*|link\w*"
+    r"|mkdir\w*|rmdir|f?chmod\w*|utimensat|ftruncate|exit_group"
+)
+OF_A_DISK = re.compile(r"write|fsync|rename\w*|link\w*|open\w*|mkdir\w*|unlink\w*")
+DISK_ERRORS = ("ENOSPC", "EIO", "EROFS")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The nth call of that name."""
+
+    name: str
+    nth: int
+    line: str
+    """As strace tells it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.nth}"
+
+    def inject(self, what: str, from_then_on: bool = False) -> list[str]:
+        """strace's options that have it fail, or kill the process."""
+        when = f"{self.nth}+" if from_then_on else self.nth
+        return ["-e", f"trace={self.name}", "-e", f"inject={self.name}:{what}:when={when}"]
+
+    def kill(self) -> list[str]:
+        return self.inject("signal=KILL")
+
+
+def calls_in(trace: str) -> list[Call]:
+    """The calls of one process, in their order."""
+    counts: Counter[str] = Counter()
+    calls = []
+    for line in trace.splitlines():
+        name, bracket, _ = line.partition("(")
+        if bracket and name.isidentifier():
+            counts[name] += 1
+            calls.append(Call(name, counts[name], line))
+    return calls
+
+
+def strace(options: Sequence[str], output: str = "/dev/null") -> list[str]:
+    """The tracer's command, without following forks; -D: the hook stays its parent's child."""
+    return ["/usr/bin/strace", "-D", "-o", output, *options, "--"]
+
+
+def selection(calls: Sequence[Call], important: Callable[[Call], object]) -> list[Call]:
+    """The important ones and a sample of the rest."""
+    if WALK_ALL:
+        return list(calls)
+    rest = [call for call in calls if not important(call)]
+    return [call for call in calls if important(call)] + rest[::STRIDE]
+
+
+def walk(
+    artifact: Path, calls: Sequence[Call], part: Callable[[Instance, list[Call]], None]
+) -> None:
+    """Walk the calls in several instances at the same time."""
+
+    def in_own_instance(own: list[Call]) -> None:
+        with Instance(artifact) as box:
+            part(box, own)
+
+    with ThreadPoolExecutor(INSTANCES) as pool:
+        for _ in pool.map(in_own_instance, [list(calls[n::INSTANCES]) for n in range(INSTANCES)]):
+            pass  # an exception is raised here
+
+
+def accept(box: Instance, *users: str) -> None:
+    with box.locked(), box.session() as session:
+        for result in session.run(*(Hook(user=user) for user in users)):
+            assert result.returncode == 0
+
+
+def waiting(box: Instance) -> dict[str, str]:
+    """The records in the spool: user → name."""
+    found = {}
+    for name in box.spool():
+        if re.fullmatch(r"\d{20}-\d+", name):
+            record = (box.path(SPOOL) / name).read_bytes()
+            user = re.search(rb"PAM_USER=([^\0]*)\0", record)
+            assert user, record
+            assert record.endswith(b"\0")
+            found[user[1].decode()] = name
+    return found
+
+
+def arrived(box: Instance) -> Counter[str]:
+    return Counter(detail["username"] for detail in box.eventbridge.details())
+
+
+def wait_for_silence(box: Instance) -> None:
+    """Until EventBridge has read what a killed deliverer had sent."""
+    deadline = time.monotonic() + 10
+    while box.eventbridge._connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def flush(box: Instance) -> None:
+    """The restart: it must find everything in order."""
+    done = box.run([TATTLE, "flush"], timeout=120)
+    assert done.returncode == 0, done
+    assert waiting(box) == {}
+
+
+def flush_killed_at(box: Instance, call: Call) -> bool:
+    """Whether it was killed: a run may make fewer calls than the one before."""
+    done = box.run([*strace(call.kill()), TATTLE, "flush"], timeout=120)
+    # Killed once the answer was there, its output is lost; 0 or 75 else.
+    assert done.returncode in (0, 75, KILLED), done
+    return done.returncode == KILLED
+
+
+@pytest.fixture
+def box(artifact: Path) -> Iterator[Instance]:
+    need_root(*Instance.TOOLS, "strace")
+    with Instance(artifact) as box:
+        box.hook(user="warms-the-cache")
+        box.eventbridge.wait_for(1)
+        box.kill_deliverers()
+        box.reset()
+        yield box
+
+
+class TestTheHook:
+    def calls(self, box: Instance) -> list[Call]:
+        with box.locked(), box.session() as session:
+            assert session.hook(user="traced", wrapper=strace([], TRACE)).returncode == 0
+        return calls_in(box.read(TRACE))
+
+    def test_killed_at_any_call_it_loses_nothing_that_it_accepted(self, box: Instance) -> None:
+        calls = self.calls(box)
+        assert len(calls) > 100
+        results = {}
+        with box.locked(), box.session() as session:
+            for start in range(0, len(calls), HOOKS):
+                some = calls[start : start + HOOKS]
+                hooks = [Hook(user=str(call), wrapper=strace(call.kill())) for call in some]
+                for call, result in zip(some, session.run(*hooks)):
+                    results[call] = result.returncode
+        assert {*results.values()} <= {0, KILLED}
+        assert Counter(results.values())[KILLED] > 0.9 * len(calls)
+        flush(box)
+        counts = arrived(box)
+        assert {*counts.values()} == {1}
+        accepted = {str(call) for call, status in results.items() if status == 0} | {"traced"}
+        assert accepted <= {*counts}
+        # Killed between the rename and the exit, it is in the spool whole; before, not at all.
+        renamed = next(n for n, call in enumerate(calls) if call.name.startswith("rename"))
+        before = {str(call) for call in calls[: renamed + 1] if results[call] == KILLED}
+        assert not before & {*counts}
+        after = {str(call) for call in calls[renamed + 1 :]}
+        assert after <= {*counts}
+
+    def test_it_exits_once_the_record_and_then_its_name_are_on_disk(self, box: Instance) -> None:
+        """What a power cut leaves can't be tried here; the order of the calls is what it takes."""
+        told = [call.line for call in self.calls(box)]
+        opened = next(n for n, line in enumerate(told) if "O_CREAT" in line)
+        made = re.fullmatch(r'openat\((\d+), "(\S+)".* = (\d+)', told[opened])
+        assert made, told[opened]
+        folder, temporary, file = made.groups()
+        expected = [
+            rf"write\({file}, ",
+            rf"fsync\({file}\) += 0",
+            rf'renameat2?\({folder}, "{re.escape(temporary)}", {folder}, "\d{{20}}-\d+"',
+            rf"fsync\({folder}\) += 0",
+            r"exit_group\(0\)",
+        ]
+        changes = [line for line in told[opened + 1 :] if re.match("write|fsync|rename|exit", line)]
+        assert len(changes) == len(expected), changes
+        for line, pattern in zip(changes, expected):
+            assert re.match(pattern, line)
+
+    def test_killed_on_first_use_it_leaves_nothing_that_stops_the_next(self, box: Instance) -> None:
+        shutil.rmtree(box.path(SPOOL), ignore_errors=True)
+        with box.session() as session:
+            hook = session.hook(user="traced", wrapper=strace([], TRACE))
+            assert hook.returncode == 0
+            calls = calls_in(box.read(TRACE))
+            first = next(n for n, call in enumerate(calls) if call.name.startswith("mkdir"))
+            box.eventbridge.wait_for(1)
+            for number, call in enumerate(calls[first:], 2):
+                box.kill_deliverers()
+                shutil.rmtree(box.path(SPOOL))
+                session.hook(user="killed", wrapper=strace(call.kill()))
+                assert session.hook(user=f"after-{call}").returncode == 0
+                box.eventbridge.wait_for(number)
+
+    def test_an_event_that_a_deliverer_has_already_is_not_told_twice(self, box: Instance) -> None:
+        """The folder's fsync() fails after a second in which the record could be seen."""
+        assert box.hook(user="first").returncode == 0
+        box.eventbridge.wait_for(1)
+        failing = ["-e", "inject=fsync:error=EIO:delay_enter=1000000:when=2", "-e", "trace=fsync"]
+        assert box.hook(user="second", wrapper=strace(failing)).returncode == 0
+        assert box.syslog.wait_for("can't be sure that an event is on disk")
+        flush(box)
+        assert arrived(box) == {"first": 1, "second": 1}
+
+    @pytest.mark.parametrize("error", DISK_ERRORS)
+    def test_an_error_at_any_call_loses_nothing_silently(self, box: Instance, error: str) -> None:
+        """Exit status 0, and the event arrives, or another one, and a line in the log: tattle's, or
+        pam_exec's where Python itself could not start. The deliverer is not hit."""
+        calls = self.calls(box)
+        ours = next(n for n, call in enumerate(calls) if "/proc/self/environ" in call.line)
+        cases = []
+        for number, call in enumerate(calls):
+            if OF_A_DISK.fullmatch(call.name):
+                for ever in (False, True):
+                    user = f"{call}{'-on' * ever}"
+                    options = call.inject(f"error={error}", from_then_on=ever)
+                    hook = Hook(user=user, wrapper=strace(options))
+                    cases.append((user, number < ours, hook))
+        expected: set[str] = set()
+        silent: dict[int | None, str] = {}
+        with box.session() as session:
+            for start in range(0, len(cases), HOOKS):
+                some = cases[start : start + HOOKS]
+                for case, result in zip(some, session.run(*(hook for _, _, hook in some))):
+                    user, starting, _ = case
+                    assert result.returncode >= 0, user
+                    if result.returncode == 0:
+                        expected.add(user)
+                    elif not starting:
+                        silent[result.pid] = user
+        assert len(expected) > 10
+        box.eventbridge.wait_for(len(expected) + 1, timeout=60)  # and `traced`
+        flush(box)
+        for line in box.log():
+            silent.pop(line.pid, None)
+        assert silent == {}
+        assert arrived(box).keys() - {"traced"} == expected
+        assert {*arrived(box).values()} == {1}
+
+
+def walk_deliveries(
+    box: Instance, calls: Sequence[Call], deliver: Callable[[Call], object], put: bool = True
+) -> None:
+    """Kill a deliverer at each of those calls, with two events in the spool, and check after each:
+    nothing is lost, and what arrived twice was killed between the answer and the removal."""
+    twice: set[str] = set()
+    users: list[str] = []
+    for number, call in enumerate(calls):
+        if put and not waiting(box):
+            fresh = [f"{number}-{call}-{half}" for half in "ab"]
+            accept(box, *fresh)
+            users += fresh
+        deliver(call)
+        wait_for_silence(box)
+        left, counts = waiting(box), arrived(box)
+        lost = [user for user in users if user not in left and not counts[user]]
+        assert not lost, f"{call}: {lost} lost"
+        both = {user for user in left if counts[user]}
+        assert not both & twice, f"{call}: {both & twice} a third time"
+        if both:
+            flush(box)
+            twice |= both
+            assert {arrived(box)[user] for user in both} == {2}, call
+    flush(box)
+    counts = arrived(box)
+    assert {*users} <= {*counts}
+    assert {user for user in counts if counts[user] > 1} == twice
+    assert max(counts.values()) <= 2
+
+
+class TestTheDeliverer:
+    def calls(self, box: Instance) -> list[Call]:
+        accept(box, "traced-a", "traced-b")
+        assert box.run([*strace([], TRACE), TATTLE, "flush"]).returncode == 0
+        return calls_in(box.read(TRACE))
+
+    def test_killed_at_any_call_it_loses_nothing_and_repeats_only_what_it_must(
+        self, box: Instance, artifact: Path
+    ) -> None:
+        calls = self.calls(box)
+        connected = next(n for n, call in enumerate(calls) if "htons(443)" in call.line)
+        talking = {*calls[connected:]}
+        chosen = selection(calls, lambda call: call in talking or CHANGING.fullmatch(call.name))
+        assert len(chosen) > 60
+        walk(
+            artifact,
+            chosen,
+            lambda box, own: walk_deliveries(box, own, lambda call: flush_killed_at(box, call)),
+        )
+
+    def test_a_removal_is_on_disk_before_the_next_call(self, box: Instance) -> None:
+        """Else a power cut would bring back what was sent long ago."""
+        told = [call.line for call in self.calls(box)]
+        removals = [n for n, line in enumerate(told) if line.startswith("unlink")]
+        assert len(removals) == 2
+        assert told[removals[-1] + 1].startswith("fsync(")
+
+    def test_the_only_repetition_is_between_the_answer_and_the_removal(self, box: Instance) -> None:
+        """The test above would not notice that it never sees one."""
+        calls = self.calls(box)
+        removal = next(call for call in calls if call.name.startswith("unlink"))
+        accept(box, "both", "again")
+        assert flush_killed_at(box, removal)
+        wait_for_silence(box)
+        assert sorted(waiting(box)) == ["again", "both"]
+        assert arrived(box)["both"] == arrived(box)["again"] == 1
+        flush(box)
+        assert arrived(box)["both"] == arrived(box)["again"] == 2
+
+
+class TestTheHooksChild:
+    """The deliverer as the hook forks it: its fork() is made to return 0 without forking, so that
+    strace counts the calls of one process that goes on as the child."""
+
+    NO_FORK = ("-e", "inject=clone:retval=0")
+
+    def test_killed_at_any_call_it_loses_nothing_and_repeats_only_what_it_must(
+        self, box: Instance, artifact: Path
+    ) -> None:
+        with box.session() as session:
+            wrapper = strace([*self.NO_FORK], TRACE)
+            assert session.hook(user="traced", wrapper=wrapper).returncode == 0
+        calls = calls_in(box.read(TRACE))
+        fork = next(n for n, call in enumerate(calls) if call.name == "clone")
+        removed = next(n for n, call in enumerate(calls) if call.name.startswith("unlink"))
+        # After the removal it looks for more, hundreds of times: what counts comes at the end.
+        delivering = calls[fork + 1 : removed + 10]
+        chosen = selection(delivering, lambda call: CHANGING.fullmatch(call.name))
+        chosen += [call for call in calls[removed + 10 :] if CHANGING.fullmatch(call.name)]
+        assert len(chosen) > 40
+
+        def part(box: Instance, own: list[Call]) -> None:
+            users: list[str] = []
+            with box.session() as session:
+
+                def deliver(call: Call) -> None:
+                    if len(waiting(box)) > 5:  # so that all of them are in each batch
+                        flush(box)
+                    user = f"{len(users)}-{call}"
+                    options = [*call.kill(), *self.NO_FORK]
+                    options[1] += ",clone"
+                    result = session.hook(user=user, wrapper=strace(options))
+                    assert result.returncode in (0, KILLED)
+                    assert user in waiting(box) or arrived(box)[user] == 1, call
+                    users.append(user)
+
+                walk_deliveries(box, own, deliver, put=False)
+            assert {*users} <= {*arrived(box)}
+
+        walk(artifact, chosen, part)
+
+
+class TestUnpacking:
+    def packed(self, artifact: Path) -> dict[str, bytes]:
+        """What a whole cache holds."""
+        with zipfile.ZipFile(artifact) as archive:
+            packed = io.BytesIO(archive.read("site-packages.zip"))
+        with zipfile.ZipFile(packed) as file:
+            return {name: file.read(name) for name in file.namelist()}
+
+    def test_killed_at_any_call_it_is_done_again(self, box: Instance, artifact: Path) -> None:
+        """A cache is never used by half."""
+        packed = self.packed(artifact)
+        self.empty_cache(box)
+        accept(box, "traced")
+        assert box.run([*strace([], TRACE), TATTLE, "flush"]).returncode == 0
+        calls = calls_in(box.read(TRACE))
+        mine = [n for n, call in enumerate(calls) if CACHE in call.line]
+        calls = calls[mine[0] : mine[-1] + 1]
+        special = re.compile(r'flock|\.complete|_lock"|rename\("[^"]*\.tmp"')
+        changing = [
+            call for call in calls if CHANGING.fullmatch(call.name) or "O_CREAT" in call.line
+        ]
+        chosen = [call for call in changing if special.search(call.line)]
+        chosen += [call for call in changing if call not in chosen][
+            :: 1 if WALK_ALL else UNPACKING_STRIDE
+        ]
+        assert len(chosen) > 20
+
+        def part(box: Instance, own: list[Call]) -> None:
+            for number, call in enumerate(own, 1):
+                self.empty_cache(box)
+                accept(box, str(call))
+                flush_killed_at(box, call)
+                wait_for_silence(box)
+                assert str(call) in waiting(box) or arrived(box)[str(call)]
+                flush(box)
+                assert arrived(box)[str(call)] in (1, 2)
+                assert len(arrived(box)) == number
+                self.check_cache(box, packed)
+
+        walk(artifact, chosen, part)
+
+    def test_a_power_cut_may_leave_empty_files(self, box: Instance, artifact: Path) -> None:
+        """As file systems do that write names before contents."""
+        build = self.check_cache(box, self.packed(artifact))
+        (build / ".complete").unlink()
+        for path in build.rglob("*"):
+            if path.is_file():
+                os.truncate(path, 0)
+        accept(box, "after")
+        flush(box)
+        assert arrived(box) == {"after": 1}
+        self.check_cache(box, self.packed(artifact))
+
+    def test_what_python_compiles_is_there_before_the_cache_counts_as_whole(
+        self, box: Instance, artifact: Path
+    ) -> None:
+        """Python would write it later, as it goes, and not care whether it reaches the disk: a torn
+        one would be in the way of every delivery to come."""
+        build = self.check_cache(box, self.packed(artifact))
+        complete = (build / ".complete").stat().st_mtime_ns
+        compiled = [path.stat().st_mtime_ns for path in build.rglob("*.pyc")]
+        assert len(compiled) == len(list(build.rglob("*.py")))
+        assert max(compiled) <= complete
+
+    def test_what_delivers_is_compiled(self, box: Instance) -> None:
+        """In the archive nothing is, and Python compiles a module there twice."""
+        accept(box, "unpacks")
+        flush(box)
+        assert box.hook(user="traced", strace=["-e", "trace=openat"]).returncode == 0
+        box.eventbridge.wait_for(2)
+        trace = box.read(STRACE_LOG)
+        for module in ("deliver", "config", "detail", "events", "imds", "records", "session"):
+            opened = (
+                rf'"{CACHE}/[\w-]+/site-packages/tattle/__pycache__/{module}\.[\w-]+\.pyc", .* = \d'
+            )
+            assert re.search(opened, trace), module
+
+    def test_two_at_once_unpack_once(self, box: Instance, artifact: Path) -> None:
+        self.empty_cache(box)
+        accept(box, "one")
+        dry = {"PAM_TYPE": "open_session", "PAM_USER": "somebody"}
+        processes = [box.popen([TATTLE, "--dry-run"], env=dry, stdout=-1) for _ in range(3)]
+        processes.append(box.popen([TATTLE, "flush"], stdout=-1))
+        for process in processes:
+            process.communicate(timeout=60)
+        assert [process.returncode for process in processes] == [0] * 4
+        self.check_cache(box, self.packed(artifact))
+
+    def test_a_new_build_takes_the_place_of_the_old(self, box: Instance, artifact: Path) -> None:
+        build = self.check_cache(box, self.packed(artifact))
+        build.rename(build.with_name("0" * 64))
+        accept(box, "one")
+        flush(box)
+        assert self.check_cache(box, self.packed(artifact)) == build
+
+    def test_with_no_room_in_var_it_unpacks_to_run(self, box: Instance) -> None:
+        self.empty_cache(box)
+        box.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "t", "/var/cache"], check=True)
+        assert box.hook(user="one").returncode == 0
+        box.eventbridge.wait_for(1, timeout=30)
+        assert list(box.path("/run/tattle").glob("*/.complete"))
+
+    def test_with_no_room_at_all_the_event_waits(self, box: Instance) -> None:
+        self.empty_cache(box)
+        shutil.rmtree(box.path("/run/tattle"), ignore_errors=True)
+        for folder in ("/var/cache", "/run"):
+            options = ["-o", "size=1m,mode=755", "t", folder]
+            box.run(["mount", "-t", "tmpfs", *options], check=True)
+        accept(box, "one")
+        done = box.run([TATTLE, "flush"])
+        assert done.returncode == 75
+        assert "can't unpack" in done.stderr
+        assert "No space left" in done.stderr
+        for folder in ("/run", "/var/cache"):
+            box.run(["umount", folder], check=True)
+        flush(box)
+        assert arrived(box) == {"one": 1}
+
+    def empty_cache(self, box: Instance) -> None:
+        shutil.rmtree(box.path(CACHE), ignore_errors=True)
+
+    def check_cache(self, box: Instance, packed: dict[str, bytes]) -> Path:
+        """The one build in the cache is whole, and nobody else's; its folder."""
+        (build,) = (path for path in box.path(CACHE).iterdir() if path.is_dir())
+        assert (build / ".complete").exists()
+        for name, content in packed.items():
+            assert (build / name).read_bytes() == content, name
+        assert box.path(CACHE).stat().st_mode & 0o777 == 0o700
+        return build

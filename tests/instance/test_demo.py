@@ -1,0 +1,120 @@
+"""The demo shows what it says, both ways, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from standins.instance import Instance
+from support import ROOT, need, need_root
+
+NOBODY = 65534
+AS_NOBODY = """\
+mount --bind "$0" /etc/passwd &&
+exec setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@"
+"""
+DEMO = ROOT / "tests/demo.py"
+WITHOUT_TATTLE = f"""\
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(DEMO.parent)!r})
+import demo
+demo.ARTIFACT = Path("/bin/true")
+demo.PATIENCE_SECONDS = 1
+sys.exit(demo.main())
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is anybody's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def run(*arguments: str, before: Sequence[str] = (), temporary: Path) -> tuple[int, str]:
+    """Run Python as `./build.sh demo` does; its exit status and output, the errors too."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "TMPDIR": str(temporary),
+    }
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [*before, sys.executable, *arguments]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        timeout=60,
+        **both,  # type: ignore[call-overload]
+    )
+    return done.returncode, done.stdout
+
+
+def events(output: str) -> list[dict[str, Any]]:
+    """The events that the demo printed."""
+    return [json.loads(event) for event in re.findall(r"^\{$.+?^\}$", output, re.DOTALL | re.M)]
+
+
+def check(output: str) -> None:
+    opened, closed = events(output)
+    assert opened["source"] == closed["source"] == "com.unbounce.tattle"
+    assert opened["detail"] == {
+        "username": "ubuntu",
+        "remote_host": "1.2.3.4",
+        "session": "opened",
+    }
+    assert closed["detail"] == {**opened["detail"], "session": "closed"}
+    assert opened["id"] != closed["id"]
+    assert "Traceback" not in output
+
+
+@pytest.mark.root
+def test_by_root_it_logs_in_over_ssh(artifact: Path, tmp_path: Path) -> None:
+    need_root(*Instance.TOOLS)
+    status, output = run(str(DEMO), temporary=tmp_path)
+    assert status == 0, output
+    check(output)
+    assert "logs in: ssh ubuntu@" in output
+    assert "shell" not in output
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.root
+def test_without_root_it_says_so_and_uses_a_shell(artifact: Path, folder: Path) -> None:
+    need_root("unshare", "setpriv", "mount")
+    home = folder / "home"
+    temporary = folder / "tmp"
+    for own in (home, temporary):
+        own.mkdir()
+        os.chown(own, NOBODY, NOBODY)
+    passwd = folder / "passwd"
+    passwd.write_text(f"nobody:x:{NOBODY}:{NOBODY}::{home}:/bin/sh\n")
+    become = ["unshare", "--mount", "sh", "-c", AS_NOBODY, str(passwd)]
+    status, _ = run("-c", f"open({str(DEMO)!r})", before=become, temporary=temporary)
+    need(status == 0, "needs a checkout that everybody may read")
+
+    status, output = run(str(DEMO), before=become, temporary=temporary)
+    assert status == 0, output
+    check(output)
+    assert "needs root. So there is no real login" in output
+    assert 'PAM_TYPE="close_session"' in output
+    assert os.listdir(temporary) == os.listdir(home) == []
+
+
+def test_an_event_that_does_not_arrive_is_a_failure(artifact: Path, tmp_path: Path) -> None:
+    status, output = run("-c", WITHOUT_TATTLE, temporary=tmp_path)
+    assert status == 1, output
+    assert "It went wrong: no event within 1 seconds" in output
+    assert events(output) == []
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,255 @@
+"""Real ssh, scp and sftp sessions, and what the hook does on the path of a login."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from standins.instance import REMOTE_HOST, SPOOL, STRACE_LOG, TATTLE, Instance
+from standins.eventbridge import Rejection
+from support import eventually
+
+pytestmark = pytest.mark.root
+
+CACHE = "/var/cache/tattle"
+QUICK_SECONDS = 2.0  # a login that waited for nothing, on a busy machine: far below any timeout
+HOOK_MEMORY_KIB = 16 * 1024
+# What the login's path may read of the archive, and what it needs besides to make the spool.
+ON_THE_PATH = {"__main__.py"} | {
+    f"tattle/{name}.py" for name in ("__init__", "hook", "pam", "spool")
+}
+FIRST_USE = {"tattle/files.py"}
+
+
+def ssh(box: Instance) -> None:
+    done = box.ssh("alice", "echo", "hello")
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done
+
+
+def scp(box: Instance) -> None:
+    box.write("/root/file", "content\n")
+    assert box.scp("alice", "/root/file", "copy").returncode == 0
+    assert box.read("/home/alice/copy") == "content\n"
+
+
+def sftp(box: Instance) -> None:
+    done = box.sftp("alice", "mkdir made\nls\n")
+    assert done.returncode == 0, done
+    assert "made" in done.stdout
+
+
+def wait_for_delivery(box: Instance, count: int) -> None:
+    """Until so many events arrived and nothing waits that could arrive yet."""
+    box.eventbridge.wait_for(count)
+    eventually(lambda: not box.spool())
+
+
+@pytest.mark.parametrize("session", [ssh, scp, sftp])
+def test_a_session_gives_one_opened_and_one_closed_event(
+    instance: Instance, session: Callable[[Instance], None]
+) -> None:
+    began = int(time.time())
+    session(instance)
+    ended = time.time()
+    wait_for_delivery(instance, 2)
+    instance.kill_deliverers()
+    opened, closed = (dict(entry.raw) for entry in instance.eventbridge.entries())
+    for entry, state in ((opened, "opened"), (closed, "closed")):
+        # sshd closes the session a moment after the client has left.
+        assert began <= entry.pop("Time") <= ended + 1
+        assert json.loads(entry.pop("Detail")) == {
+            "username": "alice",
+            "remote_host": REMOTE_HOST,
+            "session": state,
+        }
+        assert entry == {
+            "Source": "com.unbounce.tattle",
+            "DetailType": "SSH connection event detected",
+            "Resources": ["arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"],
+        }
+    assert instance.spool() == []
+    assert instance.log() == []
+
+
+def test_two_sessions_at_once_are_four_events(instance: Instance) -> None:
+    commands = [
+        instance.ssh_command("ssh", f"{user}@127.0.0.1", "sleep", "0.3", user=user, source=source)
+        for user, source in (("ubuntu", REMOTE_HOST), ("alice", "127.0.0.1"))
+    ]
+    sessions = [instance.popen(command) for command in commands]
+    assert [session.wait() for session in sessions] == [0, 0]
+    instance.eventbridge.wait_for(4)
+    assert sorted(tuple(detail.values()) for detail in instance.eventbridge.details()) == [
+        ("alice", "127.0.0.1", "closed"),
+        ("alice", "127.0.0.1", "opened"),
+        ("ubuntu", REMOTE_HOST, "closed"),
+        ("ubuntu", REMOTE_HOST, "opened"),
+    ]
+
+
+def members_read(trace: list[str], archive: Path) -> set[str]:
+    """The names of the archive's files at whose start somebody went to read."""
+    with zipfile.ZipFile(archive) as file:
+        starts = {info.header_offset: info.filename for info in file.infolist()}
+    sought = (re.match(r"lseek\(\d+, (\d+), SEEK_SET", call) for call in trace)
+    return {starts[int(at[1])] for at in sought if at and int(at[1]) in starts}
+
+
+def test_the_first_login_after_an_install_unpacks_nothing(
+    instance: Instance, artifact: Path
+) -> None:
+    cache = instance.path(CACHE)
+    shutil.rmtree(cache, ignore_errors=True)
+    # Delayed by half a second: the child, before it does anything that takes long.
+    slow_child = ["-e", "inject=setpriority:delay_enter=500000"]
+    with instance.session() as session:
+        result = session.hook(strace=slow_child)
+        assert result.returncode == 0
+        assert not cache.exists()
+        assert len(instance.spool()) == 1
+    instance.eventbridge.wait_for(1)
+    calls = [
+        call
+        for pid, call in re.findall(r"^(\d+) +(.+)$", instance.read(STRACE_LOG), re.MULTILINE)
+        if int(pid) == result.pid
+    ]
+    assert calls[-1] == "+++ exited with 0 +++"
+    assert members_read(calls, artifact) - FIRST_USE == ON_THE_PATH
+    written = [call for call in calls if re.search(r"O_(WRONLY|RDWR|CREAT)", call)]
+    assert len(written) == 1, written
+    assert re.match(r'openat\(\d+, "\.accepting-', written[0])
+    assert [call for call in calls if CACHE in call or "botocore" in call] == []
+    assert [call for call in calls if re.match(r"(socket|connect|sendto|unlink)", call)] == []
+    changed = [call for call in calls if re.match(r"(mkdir|rename|link|unlink|chmod|ch?own)", call)]
+    assert [call.partition("(")[0] for call in changed] == ["mkdir", "renameat"], changed
+    assert SPOOL in changed[0]
+
+
+def test_the_hook_takes_little_memory(instance: Instance) -> None:
+    with instance.session() as session:
+        assert session.hook().max_rss_kib <= HOOK_MEMORY_KIB
+
+
+def test_a_login_is_not_held_up_by_pam_execs_option_stdout(instance: Instance) -> None:
+    instance.eventbridge.set(fault="hang")  # so that the child lives for long
+    pam = instance.read("/etc/pam.d/sshd")
+    instance.write("/etc/pam.d/sshd", pam.replace("pam_exec.so", "pam_exec.so stdout"))
+    began = time.monotonic()
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    assert time.monotonic() - began < QUICK_SECONDS
+    with instance.session() as session:
+        result = session.hook(stdout=True)
+        assert (result.returncode, result.output) == (0, b"")
+        assert result.seconds < QUICK_SECONDS
+    assert instance.deliverers()
+
+
+def test_a_deliverer_keeps_nothing_of_the_login(instance: Instance) -> None:
+    instance.eventbridge.set(fault="hang")
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    eventually(instance.eventbridge.connection_count, 5)
+    (deliverer,) = instance.deliverers()
+    process = f"/proc/{deliverer.pid}"
+    look = f"cd {process}/fd && for fd in *; do echo $fd $(readlink $fd); done"
+    files = dict(
+        line.split(maxsplit=1) for line in instance.run(["sh", "-c", look]).stdout.splitlines()
+    )
+    assert [files.pop(number) for number in "012"] == ["/dev/null"] * 3
+    own = rf"socket:.*|{SPOOL}|/var/cache/tattle/[\w-]+/\.complete"
+    assert [file for file in files.values() if not re.fullmatch(own, file)] == []
+    assert instance.run(["readlink", f"{process}/cwd"]).stdout == "/\n"
+    assert re.search(r"^Umask:\s+0077$", instance.read(f"{process}/status"), re.MULTILINE)
+    nice = instance.read(f"{process}/stat").rpartition(")")[2].split()[16]
+    assert int(nice) > 0
+
+
+class TestWait:
+    """`--wait[=SECONDS]` on the PAM line."""
+
+    NOW = "/usr/bin/python3 -IS -c 'import time; print(time.monotonic())'"
+
+    @pytest.mark.parametrize("arguments", [["--wait"], ["--wait=4"]])
+    def test_the_event_has_arrived_when_the_command_starts(
+        self, instance: Instance, arguments: list[str]
+    ) -> None:
+        instance.configure_pam(*arguments)
+        instance.eventbridge.set(delay=0.5)  # else it may have arrived by then anyway
+        done = instance.ssh("ubuntu", self.NOW)
+        (opened, *_) = instance.eventbridge.wait_for(1)
+        assert opened.detail["session"] == "opened"
+        assert opened.arrived + 0.5 <= float(done.stdout)
+        instance.eventbridge.wait_for(2)
+        assert instance.log() == []
+
+    def test_an_event_that_another_deliverer_sends_is_waited_for_too(
+        self, instance: Instance
+    ) -> None:
+        with instance.session() as session:
+            assert session.hook().returncode == 0
+            instance.eventbridge.wait_for(1)
+            assert len(instance.deliverers()) == 1
+            instance.eventbridge.set(delay=0.3)
+            result = session.hook(arguments=["--wait"])
+            assert result.returncode == 0
+            assert result.seconds >= 0.3
+        assert len(instance.eventbridge.entries()) == 2
+
+    @pytest.mark.parametrize(("argument", "seconds"), [("--wait=1", 1.0), ("--wait=0.3", 0.3)])
+    def test_the_login_goes_on_when_the_time_is_up(
+        self, instance: Instance, argument: str, seconds: float
+    ) -> None:
+        instance.configure_pam(argument)
+        instance.eventbridge.set(fault="hang")
+        began = time.monotonic()
+        done = instance.ssh("ubuntu", self.NOW)
+        assert done.returncode == 0
+        assert seconds <= float(done.stdout) - began < seconds + QUICK_SECONDS
+        told = instance.syslog.wait_for("exit code")
+        assert told.identifier == "sshd"
+        assert f"{TATTLE} failed: exit code 75" in told.message
+        assert instance.spool()
+        instance.eventbridge.set(fault=None)
+        arrived = instance.eventbridge.wait_for(2, timeout=20)
+        assert [entry.detail["session"] for entry in arrived] == ["opened", "closed"]
+
+    def test_the_default_is_five_seconds(self, instance: Instance) -> None:
+        instance.imds.set(fault="hang")
+        with instance.session() as session:
+            result = session.hook(arguments=["--wait"])
+        assert result.returncode == 75
+        assert 5 <= result.seconds < 5 + QUICK_SECONDS
+
+    def test_an_event_that_can_never_be_sent_is_not_waited_for(self, instance: Instance) -> None:
+        instance.eventbridge.set(rejections=[Rejection("ubuntu", code="MalformedDetail")])
+        with instance.session() as session:
+            result = session.hook(arguments=["--wait=20"])
+        assert result.returncode == 65
+        assert result.seconds < 10
+
+    @pytest.mark.parametrize(
+        "typo", ["--wiat", "--wait=soon", "--wait=", "wait", "--wait=1 2", "\udcff", "flush"]
+    )
+    def test_a_typo_on_the_pam_line_loses_no_event(self, instance: Instance, typo: str) -> None:
+        with instance.session() as session:
+            result = session.hook(arguments=[typo])
+        instance.eventbridge.wait_for(1)
+        if typo == "--wait=":
+            assert instance.log() == []
+            return
+        assert result.returncode == 0
+        (line,) = instance.log()
+        assert "on the PAM line" in line.message
+        assert "--wait[=SECONDS]" in line.message
+
+    def test_a_typo_in_the_pam_file_loses_no_event(self, instance: Instance) -> None:
+        instance.configure_pam("--wiat=3")
+        assert instance.ssh("ubuntu", "true").returncode == 0
+        instance.eventbridge.wait_for(2)
+        assert "--wiat=3" in instance.syslog.wait_for("on the PAM line").message

@@ -1,0 +1,731 @@
+"""What is accepted is delivered: when AWS is away, throttles or refuses, and when the spool is not
+as it should be."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
+from standins import RoleCredentials
+from standins.eventbridge import EventBridge, Rejection
+from standins.imds import IDENTITY_PATH, Imds, role_credentials
+from support import ROOT, eventually
+
+if TYPE_CHECKING:
+    from tattle.deliver import Deliverer
+
+QUICK_SECONDS = 2.0  # a login that waited for nothing, on a busy machine: far below any timeout
+OUTAGE_SECONDS = 3.0  # long enough for an event's Time to tell it from the moment of sending
+LIMIT = 100_000  # records in the spool
+UNROUTABLE = "192.0.2.1"  # RFC 5737
+METADATA = "169.254.169.254/32"
+
+
+def accept(box: Instance, *users: str) -> list[str]:
+    """Have one event of each user accepted and not delivered; the records' names."""
+    with box.locked(), box.session() as session:
+        for user in users:
+            assert session.hook(user=user).returncode == 0
+    return box.spool()
+
+
+def usernames(box: Instance) -> list[str]:
+    return [detail["username"] for detail in box.eventbridge.details()]
+
+
+def lines_with(box: Instance, text: str) -> list[str]:
+    return [line.message for line in box.log() if text in line.message]
+
+
+# Outages
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A way in which AWS can be away."""
+
+    name: str
+    begin: Callable[[Instance], object]
+    end: Callable[[Instance], object]
+    told: str
+    """What the one line in the log says."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _refuse(box: Instance) -> None:
+    box.imds.set(fault="refuse")
+    box.eventbridge.set(fault="refuse")
+
+
+def _accept_again(box: Instance) -> None:
+    box.imds.set(fault=None)
+    box.eventbridge.set(fault=None)
+
+
+def _remove_routes(box: Instance) -> None:
+    box.run(["ip", "address", "delete", METADATA, "dev", "lo"], check=True)
+    box.resolve(EVENTBRIDGE_HOST, UNROUTABLE)
+
+
+def _restore_routes(box: Instance) -> None:
+    box.run(["ip", "address", "add", METADATA, "dev", "lo"], check=True)
+    box.resolve(EVENTBRIDGE_HOST)
+
+
+def _forget_name(box: Instance) -> None:
+    hosts = box.read("/etc/hosts")
+    box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
+
+
+OUTAGES = [
+    Outage(
+        "imds-hangs",
+        lambda box: box.imds.set(fault="hang"),
+        lambda box: box.imds.set(fault=None),
+        "IMDS at http://169.254.169.254/ does not answer",
+    ),
+    Outage(
+        "eventbridge-hangs",
+        lambda box: box.eventbridge.set(fault="hang"),
+        lambda box: box.eventbridge.set(fault=None),
+        "EventBridge can't be reached",
+    ),
+    Outage("both-refuse", _refuse, _accept_again, "can't be reached"),
+    Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
+    Outage(
+        "no-name",
+        _forget_name,
+        lambda box: box.resolve(EVENTBRIDGE_HOST),
+        "EventBridge can't be reached",
+    ),
+    Outage(
+        "throttled",
+        lambda box: box.eventbridge.set(fault="throttle"),
+        lambda box: box.eventbridge.set(fault=None),
+        "ThrottlingException",
+    ),
+    Outage(
+        "no-role",
+        lambda box: box.imds.set(role=None),
+        lambda box: box.imds.set(role="tattle"),
+        "no credentials",
+    ),
+]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("outage", OUTAGES, ids=str)
+def test_a_login_in_an_outage_is_quick_and_told_of_afterwards(
+    instance: Instance, outage: Outage
+) -> None:
+    outage.begin(instance)
+    began = time.time()
+    done = instance.ssh("ubuntu", "true")
+    ended = time.time()
+    assert done.returncode == 0
+    assert ended - began < QUICK_SECONDS
+    time.sleep(OUTAGE_SECONDS)
+    assert instance.eventbridge.entries() == []
+    assert len(instance.spool()) == 2
+    if outage.name not in ("eventbridge-hangs", "imds-hangs"):  # those take their time to fail
+        assert len(lines_with(instance, "events wait in the spool")) == 1
+    outage.end(instance)
+    opened, closed = instance.eventbridge.wait_for(2, timeout=30)
+    assert (opened.detail["session"], closed.detail["session"]) == ("opened", "closed")
+    for entry in (opened, closed):
+        assert int(began) <= entry.raw["Time"] <= ended + 1 < time.time() - 1
+    faults = lines_with(instance, "events wait in the spool")
+    assert len(faults) <= 1
+    for fault in faults:
+        assert outage.told in fault
+        instance.syslog.wait_for("delivering again")
+    eventually(lambda: not instance.spool())  # what has arrived is removed a moment later
+    instance.kill_deliverers()
+    assert len(instance.eventbridge.entries()) == 2
+    assert len(instance.log()) == 2 * len(faults)
+
+
+@pytest.mark.root
+def test_a_later_login_sends_what_a_killed_deliverer_left(instance: Instance) -> None:
+    instance.eventbridge.set(fault="refuse")
+    with instance.session() as session:
+        for kind in ("open_session", "close_session"):
+            assert session.hook(kind, user="alice").returncode == 0
+    instance.kill_deliverers()
+    instance.eventbridge.set(fault=None)
+    time.sleep(0.5)
+    assert instance.eventbridge.entries() == []
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    instance.eventbridge.wait_for(4)
+    assert usernames(instance) == ["alice", "alice", "ubuntu", "ubuntu"]
+
+
+@pytest.mark.root
+class TestFlush:
+    def test_it_says_what_it_delivered_and_what_remains(self, instance: Instance) -> None:
+        accept(instance, "one", "two")
+        instance.eventbridge.set(fault="throttle")
+        done = instance.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (75, "0 delivered, 2 remain\n")
+        assert "tattle: EventBridge: ThrottlingException" in done.stderr
+        instance.eventbridge.set(fault=None)
+        done = instance.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (0, "2 delivered, 0 remain\n")
+        assert done.stderr == ""
+        assert usernames(instance) == ["one", "two"]
+
+    def test_nothing_to_do_is_fine(self, instance: Instance) -> None:
+        done = instance.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (0, "0 delivered, 0 remain\n")
+        assert instance.eventbridge.calls() == []
+        assert instance.imds.requests() == []
+
+    def test_it_gives_up_soon(self, instance: Instance) -> None:
+        accept(instance, "one")
+        instance.imds.set(fault="hang")
+        began = time.monotonic()
+        done = instance.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (75, "0 delivered, 1 remain\n")
+        assert "IMDS" in done.stderr
+        assert time.monotonic() - began < 20
+
+    def test_it_leaves_nothing_to_a_hook_that_left_it_to_the_flush(
+        self, instance: Instance
+    ) -> None:
+        """A hook that comes after the last look and before the lock is let go. (It is the third
+        flock(): the first takes it, the second holds what is unpacked.)"""
+        accept(instance, "unpacks")
+        assert instance.run([TATTLE, "flush"]).returncode == 0
+        accept(instance, "one")
+        delayed = ["strace", "-f", "-o", "/tmp/flush", "-e", "trace=flock"]
+        delayed += ["-e", "inject=flock:delay_enter=2000000:when=3"]
+        with instance.popen([*delayed, TATTLE, "flush"]) as flush, instance.session() as session:
+            instance.eventbridge.wait_for(2)
+            time.sleep(0.3)
+            assert session.hook(user="late").returncode == 0
+            assert instance.deliverers() == []
+        assert flush.returncode == 0
+        assert usernames(instance) == ["unpacks", "one", "late"]
+
+    def test_identity_and_credentials_are_asked_for_once(self, instance: Instance) -> None:
+        with instance.locked(), instance.session() as session:
+            results = session.run(*(Hook(user=f"u{number}") for number in range(35)))
+            assert [result.returncode for result in results] == [0] * 35
+        assert instance.run([TATTLE, "flush"]).returncode == 0
+        assert [call.entry_count for call in instance.eventbridge.calls()] == [10, 10, 10, 5]
+        paths = [request.path for request in instance.imds.requests()]
+        assert paths.count(IDENTITY_PATH) == 1
+        assert len([path for path in paths if path.endswith("security-credentials/tattle")]) == 1
+
+
+# Throttling and credentials
+
+
+@dataclass
+class Waits:
+    """Instead of sleeping, remember for how long; the deliverer's own sleeps and botocore's."""
+
+    seconds: list[float] = field(default_factory=list)
+    calls_before: list[int] = field(default_factory=list)
+    """How many calls EventBridge had had by then."""
+    calls: Callable[[], int] = lambda: 0
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.calls_before.append(self.calls())
+
+
+@dataclass
+class InProcess:
+    """A deliverer in the tests' process, on a spool of its own."""
+
+    deliverer: Deliverer
+    spool: Path
+    waits: Waits
+
+    def put(self, number: int) -> None:
+        """A record as the hook writes it."""
+        moment = 1_700_000_000_000_000_000 + number * 10**9
+        record = (
+            f"PAM_SERVICE=sshd\0PAM_USER=u{number:04d}\0PAM_RHOST=1.2.3.4\0PAM_TYPE=open_session\0"
+            f"TATTLE_TIME={moment}\0TATTLE_UPTIME=1\0TATTLE_PARENT=7\0TATTLE_PARENT_START=1\0"
+            "TATTLE_BOOT=5da1f40c-83c5-4317-82ba-029ee4990000\0"
+        )
+        (self.spool / f"{moment:020d}-7").write_text(record)
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> InProcess:
+    monkeypatch.syspath_prepend(str(ROOT / "src"))
+    import botocore.endpoint
+
+    import tattle.deliver
+    from tattle.config import Config
+    from tattle.records import Records
+    from tattle.spool import Spool
+
+    waits = Waits(calls=lambda: len(eventbridge.calls()))
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
+    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=waits.sleep))
+    monkeypatch.setattr(tattle.deliver, "load", lambda: Config(endpoint_url=eventbridge.url))
+    monkeypatch.setattr("tattle.spool.ABOVE", ())  # those are not root's to vouch for here
+    monkeypatch.setattr("tattle.spool.PATH", str(tmp_path / "spool"))
+    spool = tmp_path / "spool"
+    spool.mkdir(0o700)
+    deliverer = tattle.deliver.Deliverer(Records(Spool()), sleep=waits.sleep)
+    return InProcess(deliverer, spool, waits)
+
+
+def test_a_thousand_events_get_through_while_nine_calls_in_ten_are_throttled(
+    in_process: InProcess, eventbridge: EventBridge
+) -> None:
+    """The bound: ten calls to a batch of ten, as each tenth call succeeds, so 1,000 calls; and as
+    the backoff waits before each repetition, at least 900 waits, of together more than 600 s:
+    botocore's three calls wait 1.5 s on average, then come ours of 0.5, 1, 2, … s, so that a batch
+    takes some 8 s, more once botocore's quota for retries is spent. Less than two calls a second.
+    """
+    eventbridge.set(fault="throttle", fault_share=(9, 10))
+    for number in range(1000):
+        in_process.put(number)
+    assert in_process.deliverer.run(linger=0)
+    names = [detail["username"] for detail in eventbridge.details()]
+    assert names == [f"u{number:04d}" for number in range(1000)]
+    calls = eventbridge.calls()
+    assert len(calls) == 1000
+    assert [call.entry_count for call in calls] == [10] * 1000
+    waited_before = {*in_process.waits.calls_before}
+    after_throttling = {n + 1 for n, call in enumerate(calls) if call.outcome != "accepted"}
+    assert len(after_throttling) == 900
+    assert after_throttling <= waited_before
+    assert sum(in_process.waits.seconds) > 600
+    assert list(in_process.spool.iterdir()) == []
+
+
+def test_pauses_double_up_to_a_minute(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = without_jitter(monkeypatch)
+    in_process.put(1)
+    eventbridge.set(fault="access-denied", fault_times=9)
+    assert in_process.deliverer.run(linger=0)
+    assert ends == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_success_makes_the_next_pause_short_again(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = without_jitter(monkeypatch)
+    in_process.put(1)
+    in_process.put(2)
+    eventbridge.set(rejections=[Rejection("u0001", times=2), Rejection("u0002", times=4)])
+    assert in_process.deliverer.run(linger=0)
+    assert ends == [1, 2, 1, 2]
+
+
+def without_jitter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have pauses take as long as they may; a list that gets their seconds as they come."""
+    from tattle import deliver
+
+    backoff, taken = deliver.backoff, []
+
+    def longest(low: float, high: float) -> float:
+        assert low == 0
+        taken.append(high)
+        return high
+
+    monkeypatch.setattr(deliver, "backoff", lambda: backoff(longest))
+    return taken
+
+
+def test_it_gives_up_after_a_quarter_of_an_hour_without_success(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: sum(in_process.waits.seconds))
+    monkeypatch.setattr("tattle.deliver.time", clock)
+    in_process.put(1)
+    eventbridge.set(fault="throttle")
+    assert not in_process.deliverer.run(linger=0)
+    assert 15 * 60 - 60 < sum(in_process.waits.seconds) < 15 * 60 + 60
+    assert len(list(in_process.spool.iterdir())) == 1
+
+
+def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is refused as a whole is split up; what then fails waits like everything else."""
+    pauses = without_jitter(monkeypatch)
+    for number in range(3):
+        in_process.put(number)
+    # A round: the whole call, then three single ones. Three rounds fail, the fourth succeeds.
+    eventbridge.set(fault=413, fault_share=(1, 4), rejections=[Rejection("opened", times=9)])
+    assert in_process.deliverer.run(linger=0)
+    assert [detail["username"] for detail in eventbridge.details()] == ["u0000", "u0001", "u0002"]
+    assert len(eventbridge.calls()) == 16
+    assert pauses == [1, 2, 4]
+
+
+def test_a_record_that_cannot_be_read_just_now_is_kept(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, say: what was accepted must not end in rejected/ for that."""
+    import errno
+
+    in_process.put(1)
+    in_process.put(2)
+    read = in_process.deliverer.records.read
+    faults = [OSError(errno.ENFILE, "Too many open files in system"), OSError(errno.EIO, "I/O")]
+
+    def faulty(name: str) -> bytes:
+        if faults:
+            raise faults.pop()
+        return read(name)
+
+    monkeypatch.setattr(in_process.deliverer.records, "read", faulty)
+    assert in_process.deliverer.run(linger=0)
+    assert sorted(detail["username"] for detail in eventbridge.details()) == ["u0001", "u0002"]
+    assert list(in_process.spool.iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_deliverer_that_stays_gets_new_credentials(instance: Instance) -> None:
+    old = RoleCredentials("ASIAOLDOLDOLDOLDOLD0", "old-secret", "old-token")
+    new = RoleCredentials("ASIANEWNEWNEWNEWNEW0", "new-secret", "new-token")
+    instance.imds.set(credentials=role_credentials(old, lifetime=60))
+    instance.eventbridge.set(credentials=(old,))
+    with instance.session() as session:
+        assert session.hook(user="before").returncode == 0
+        instance.eventbridge.wait_for(1)
+        instance.imds.set(credentials=role_credentials(new))
+        instance.eventbridge.set(credentials=(new,))
+        assert session.hook(user="after").returncode == 0
+        instance.eventbridge.wait_for(2)
+    assert usernames(instance) == ["before", "after"]
+    outcomes = [call.outcome for call in instance.eventbridge.calls()]
+    # It asks ten minutes before they expire. (Of shorter ones botocore thinks that IMDS is in
+    # trouble, and stays with them until EventBridge refuses.)
+    assert outcomes in (["accepted"] * 2, ["accepted", "UnrecognizedClientException", "accepted"])
+
+
+@pytest.mark.root
+def test_credentials_that_eventbridge_calls_expired_are_asked_for_again(
+    instance: Instance,
+) -> None:
+    instance.eventbridge.set(fault="expired-token", fault_times=1)
+    assert instance.hook().returncode == 0
+    instance.eventbridge.wait_for(1)
+    instance.syslog.wait_for("delivering again")
+    assert len(lines_with(instance, "ExpiredToken")) == 1
+
+
+# Single entries that fail
+
+
+@pytest.mark.root
+def test_of_a_batch_only_what_failed_is_sent_again(instance: Instance) -> None:
+    names = accept(instance, "fine", "unlucky", "malformed", "good")
+    instance.eventbridge.set(
+        rejections=[
+            Rejection("unlucky", code="InternalFailure", times=1),
+            Rejection("malformed", code="MalformedDetail", message="Detail is malformed."),
+        ]
+    )
+    done = instance.run([TATTLE, "flush"])
+    assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain\n")
+    assert "InternalFailure" in done.stderr
+    done = instance.run([TATTLE, "flush"])
+    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n")
+    assert usernames(instance) == ["fine", "good", "unlucky"]
+    assert [call.entry_count for call in instance.eventbridge.calls()] == [4, 1]
+    rejected = f"{SPOOL}/rejected/{names[2]}"
+    assert "PAM_USER=malformed" in instance.read(rejected)
+    (line,) = instance.log()
+    assert rejected in line.message
+    assert "MalformedDetail" in line.message
+    assert instance.spool() == ["rejected"]
+
+
+@pytest.mark.root
+def test_entries_that_stay_refused_keep_no_others_back(instance: Instance) -> None:
+    denied = [f"denied{number}" for number in range(12)]
+    accept(instance, *denied)
+    reason = Rejection("denied", code="AccessDeniedException", message="not on this bus")
+    instance.eventbridge.set(rejections=[reason])
+    with instance.session() as session:
+        for number in range(3):
+            assert session.hook(user=f"other{number}").returncode == 0
+            arrived = instance.eventbridge.wait_for(number + 1, timeout=15)
+            assert arrived[-1].detail["username"] == f"other{number}"
+    assert len(instance.spool()) == 12
+    assert len(lines_with(instance, "not on this bus")) == 1
+    instance.eventbridge.set(rejections=[])
+    instance.eventbridge.wait_for(15, timeout=30)
+    assert usernames(instance)[3:] == denied
+
+
+@pytest.mark.root
+def test_fifty_events_of_the_largest_size_all_arrive(instance: Instance) -> None:
+    """Ten of them are more than one call takes."""
+    name = "n" * 60_000
+    with instance.locked() as spool, instance.session() as session:
+        assert session.hook().returncode == 0
+        (first,) = spool.iterdir()
+        record = first.read_bytes()
+        for number in range(49):
+            large = record.replace(b"PAM_USER=ubuntu", f"PAM_USER={number}{name}".encode())
+            (spool / f"{int(first.name[:20]) + 1 + number:020d}-1").write_bytes(large)
+    done = instance.run([TATTLE, "flush"])
+    assert (done.returncode, done.stdout) == (0, "50 delivered, 0 remain\n")
+    assert len(instance.eventbridge.entries()) == 50
+    assert {call.outcome for call in instance.eventbridge.calls()} == {"accepted"}
+
+
+# A spool that is not as it should be
+
+
+@pytest.mark.root
+def test_what_is_no_record_is_set_aside(instance: Instance) -> None:
+    (good,) = accept(instance, "good")
+    spool = instance.path(SPOOL)
+    earlier = int(good[:20]) - 100
+
+    def record_name(number: int) -> Path:
+        return spool / f"{earlier + number:020d}-1"
+
+    whole = (spool / good).read_bytes()
+    record_name(1).write_bytes(whole[: len(whole) // 2])
+    record_name(2).touch()
+    record_name(3).write_bytes(os.urandom(1000))
+    record_name(4).symlink_to("/etc/shadow")
+    record_name(5).mkdir()
+    (record_name(5) / "inside").touch()
+    os.mkfifo(record_name(6))
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"/proc/self/cwd/{os.path.relpath(record_name(7))}"[:100])
+    (spool / "README").write_text("what is this folder?")
+    (spool / "dangling").symlink_to("/nowhere")
+    (spool / "folder").mkdir()
+    os.mkfifo(spool / "fifo")
+    (spool / os.fsdecode(b"\xff\n\x1b[2J")).touch()
+    (spool / "-rf").touch()
+    (spool / ".hidden").touch()
+    set_aside = {*os.listdir(spool)} - {good}
+    assert len(set_aside) == 14
+    done = instance.run([TATTLE, "flush"])
+    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n"), done
+    assert usernames(instance) == ["good"]
+    assert instance.spool() == ["rejected"]
+    assert {*os.listdir(spool / "rejected")} == set_aside
+    assert len(lines_with(instance, "set aside")) == 14
+    assert all(line.message.isprintable() for line in instance.log())
+    assert instance.hook().returncode == 0
+    instance.eventbridge.wait_for(2)
+
+
+@pytest.mark.root
+def test_what_cannot_be_set_aside_stops_nothing(instance: Instance) -> None:
+    """Its place may be taken, or `rejected` be something else."""
+    accept(instance, "first")
+    spool = instance.path(SPOOL)
+    (spool / "rejected" / "folder" / "full").mkdir(parents=True)
+    (spool / "folder" / "full").mkdir(parents=True)
+    assert instance.hook(user="second").returncode == 0
+    instance.eventbridge.wait_for(2)
+    instance.kill_deliverers()
+    instance.run(["rm", "-r", SPOOL], check=True)
+    accept(instance, "third")
+    (spool / "rejected").write_text("no folder")
+    (spool / "foreign").touch()
+    assert instance.hook(user="fourth").returncode == 0
+    instance.eventbridge.wait_for(4)
+    assert usernames(instance) == ["first", "second", "third", "fourth"]
+
+
+@pytest.mark.root
+def test_a_torn_record_is_never_sent_as_something_else(instance: Instance) -> None:
+    """Cut at any byte it is set aside, unless nothing is missing that is told."""
+    with instance.locked() as spool, instance.session() as session:
+        connection = ("SSH_CONNECTION", f"{REMOTE_HOST} 50000 127.0.0.1 22")
+        assert session.hook(before=[connection]).returncode == 0
+        (name,) = os.listdir(spool)
+        record = (spool / name).read_bytes()
+        for length in range(len(record)):
+            (spool / f"{int(name[:20]) + 1 + length:020d}-1").write_bytes(record[:length])
+    instance.write("/etc/tattle.conf", "[tattle]\nfields = username time session_id session\n")
+    assert instance.run([TATTLE, "flush"]).returncode == 0
+    whole, *others = (entry.raw for entry in instance.eventbridge.entries())
+    assert whole["Detail"].startswith('{"username": "ubuntu"')
+    assert [other for other in others if other != whole] == []
+    rejected = os.listdir(spool / "rejected")
+    assert len(rejected) + len(others) == len(record)
+
+
+@pytest.mark.root
+def test_what_a_killed_hook_left_is_set_aside_later(instance: Instance) -> None:
+    accept(instance, "good")
+    spool = instance.path(SPOOL)
+    fresh, old = spool / ".accepting-1", spool / ".accepting-2"
+    fresh.touch()
+    old.touch()
+    os.utime(old, times=(time.time() - 3600,) * 2)
+    assert instance.run([TATTLE, "flush"]).returncode == 0
+    assert instance.spool() == [".accepting-1", "rejected"]
+    assert os.listdir(spool / "rejected") == [".accepting-2"]
+
+
+def _belongs_to_somebody_else(spool: Path) -> None:
+    spool.mkdir(0o700)
+    os.chown(spool, USERS["alice"], USERS["alice"])
+
+
+def _is_open_to_others(spool: Path) -> None:
+    spool.mkdir(0o755)
+    spool.chmod(0o755)
+
+
+def _is_a_symbolic_link(spool: Path) -> None:
+    elsewhere = spool.with_name("elsewhere")
+    elsewhere.mkdir(0o700)
+    spool.symlink_to("elsewhere")
+
+
+def _is_a_file(spool: Path) -> None:
+    spool.write_text("no folder")
+
+
+def _lies_where_others_may_write(spool: Path) -> None:
+    spool.mkdir(0o700)
+    spool.parent.chmod(0o777)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _belongs_to_somebody_else,
+        _is_open_to_others,
+        _is_a_symbolic_link,
+        _is_a_file,
+        _lies_where_others_may_write,
+    ],
+)
+def test_a_spool_that_is_not_roots_alone_is_refused(
+    instance: Instance, spoil: Callable[[Path], None]
+) -> None:
+    spool = instance.path(SPOOL)
+    spoil(spool)
+    try:
+        began = time.time()
+        assert instance.hook().returncode == 0
+        (entry,) = instance.eventbridge.wait_for(1)
+        assert entry.detail == {
+            "username": "ubuntu",
+            "remote_host": REMOTE_HOST,
+            "session": "opened",
+        }
+        assert int(began) <= entry.raw["Time"] <= began + 1
+        assert len(lines_with(instance, "can't spool, delivering from memory")) == 1
+        assert not spool.is_dir() or list(spool.iterdir()) == []
+        done = instance.run([TATTLE, "flush"])
+        assert done.returncode not in (0, 75)
+        assert re.fullmatch(r"tattle: .*/var/spool.*\n", done.stderr)
+    finally:
+        spool.parent.chmod(0o755)
+
+
+@pytest.mark.root
+def test_the_spool_is_made_on_first_use(instance: Instance) -> None:
+    spool = instance.path(SPOOL)
+    assert not spool.exists()
+    assert instance.hook().returncode == 0
+    assert stat.S_IMODE(spool.stat().st_mode) == 0o700
+    assert spool.stat().st_uid == 0
+    instance.eventbridge.wait_for(1)
+
+
+@pytest.mark.root
+def test_a_full_spool_takes_no_more_and_loses_nothing(instance: Instance) -> None:
+    instance.eventbridge.set(fault="refuse")
+    with instance.locked() as spool, instance.session() as session:
+        assert session.hook(user="last").returncode == 0
+        (last,) = spool.iterdir()
+        for number in range(1, LIMIT):
+            os.link(last, spool / f"{int(last.name[:20]) + number:020d}-1")
+        result = session.hook(user="too-many")
+        assert result.returncode == 0
+        assert result.seconds < QUICK_SECONDS
+        assert len(os.listdir(spool)) == LIMIT
+        (line,) = lines_with(instance, "can't spool, delivering from memory")
+        assert f"{LIMIT} records" in line
+        instance.eventbridge.set(fault=None)
+        (entry,) = instance.eventbridge.wait_for(1, timeout=20)
+        assert entry.detail["username"] == "too-many"
+        (spool / f"{int(last.name[:20]) + 1:020d}-1").unlink()
+        assert session.hook(user="fits-again").returncode == 0
+        assert len(os.listdir(spool)) == LIMIT
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mount", ["ro", "size=4k,nr_inodes=1"])
+def test_a_disk_that_takes_nothing_loses_nothing(instance: Instance, mount: str) -> None:
+    instance.run(["mount", "-t", "tmpfs", "-o", f"mode=755,{mount}", "t", "/var/spool"], check=True)
+    try:
+        began = time.time()
+        assert instance.ssh("ubuntu", "true").returncode == 0
+        opened, closed = instance.eventbridge.wait_for(2)
+        states = {opened.detail["session"], closed.detail["session"]}
+        assert states == {"opened", "closed"}
+        assert int(began) <= opened.raw["Time"] <= time.time()
+        assert len(lines_with(instance, "can't spool, delivering from memory")) == 2
+    finally:
+        instance.kill_deliverers()
+        instance.run(["umount", "/var/spool"], check=True)
+
+
+@pytest.mark.root
+def test_what_is_only_in_memory_survives_an_outage_as_well(instance: Instance) -> None:
+    _is_a_file(instance.path(SPOOL))
+    instance.eventbridge.set(fault="refuse")
+    began = time.time()
+    with instance.session() as session:
+        for number in range(3):
+            assert session.hook(user=f"u{number}").returncode == 0
+    time.sleep(OUTAGE_SECONDS)
+    # One at a time: each takes 40 MB once it has loaded botocore.
+    loaded = [one for one in instance.deliverers() if _resident_kib(instance, one.pid) > 25_000]
+    assert len(instance.deliverers()) == 3
+    assert len(loaded) == 1
+    instance.eventbridge.set(fault=None)
+    entries = instance.eventbridge.wait_for(3, timeout=30)
+    assert sorted(entry.detail["username"] for entry in entries) == ["u0", "u1", "u2"]
+    assert all(int(began) <= entry.raw["Time"] <= began + 2 for entry in entries)
+
+
+def _resident_kib(box: Instance, pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", box.read(f"/proc/{pid}/status"))
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.root
+def test_an_event_that_was_only_in_memory_is_logged_when_it_is_lost(instance: Instance) -> None:
+    _is_a_file(instance.path(SPOOL))
+    instance.eventbridge.set(rejections=[Rejection("ubuntu", code="MalformedDetail")])
+    assert instance.hook().returncode == 0
+    line = instance.syslog.wait_for("an event is lost")
+    assert "PAM_USER=ubuntu" in line.message
+    assert "MalformedDetail" in line.message

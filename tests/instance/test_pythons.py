@@ -1,0 +1,151 @@
+"""One artifact under every Python: hook, deliverer, smoke test, and what an old one says.
+
+Each version has a throwaway instance of its own, in which it is /usr/bin/python3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standins.instance import TATTLE, Instance
+from support import SYSTEM_PYTHON, eventually, find_pythons, need, need_root
+
+PYTHONS = find_pythons()
+SMOKE_TEST = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
+DEFECT = re.compile(r"Traceback|Error\b.*line \d|Warning|defect")
+
+
+def reveal(box: Instance, folder: str) -> None:
+    """Have the instance show one of the machine's folders that lies below /root or /home, say,
+    where it has its own: a second look at the file system does not see what is mounted on it."""
+    if not box.path(folder).exists():
+        script = 'mount --bind / /mnt; mkdir -p "$1"; mount --bind "/mnt$1" "$1"; umount /mnt'
+        box.run(["/bin/sh", "-euc", script, "-", folder], check=True)
+        box.keep()
+
+
+def replace_python(box: Instance, python: str) -> None:
+    """Have /usr/bin/python3 be that interpreter of the machine's, inside."""
+    told = subprocess.run(
+        [python, "-IS", "-c", "import sys; print(sys.base_prefix, sys.executable, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    prefix, executable = told.stdout.splitlines()
+    executable = os.path.realpath(executable)
+    if executable != os.path.realpath(SYSTEM_PYTHON):
+        reveal(box, prefix)
+        box.run(["mount", "--bind", executable, SYSTEM_PYTHON], check=True)
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def version(request: pytest.FixtureRequest) -> str:
+    """Such as "3.9"."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def module_box(version: str, artifact: Path) -> Iterator[Instance]:
+    need_root(*Instance.TOOLS)
+    with Instance(artifact) as box:
+        replace_python(box, PYTHONS[version])
+        yield box
+
+
+@pytest.fixture
+def box(module_box: Instance) -> Instance:
+    module_box.reset()
+    return module_box
+
+
+def test_every_series_that_a_stock_distribution_has_is_here() -> None:
+    """Amazon Linux 2023 and RHEL 9, Ubuntu 22.04, Debian 12, Ubuntu 24.04, Debian 13."""
+    wanted = {"3.9", "3.10", "3.11", "3.12", "3.13"}
+    need(wanted <= set(PYTHONS), f"needs Python {', '.join(sorted(wanted - set(PYTHONS)))}")
+
+
+@pytest.mark.root
+class TestUnderEach:
+    def test_it_is_the_one_that_runs(self, box: Instance, version: str) -> None:
+        told = box.run([SYSTEM_PYTHON, "-IS", "-V"]).stdout
+        assert told.startswith(f"Python {version}.")
+
+    def test_a_login_and_its_logout_arrive(self, box: Instance) -> None:
+        done = box.ssh("alice", "echo", "hello")
+        assert (done.returncode, done.stdout) == (0, "hello\n"), done
+        details = [entry.detail for entry in box.eventbridge.wait_for(2)]
+        assert [detail["session"] for detail in details] == ["opened", "closed"]
+        assert {detail["username"] for detail in details} == {"alice"}
+        eventually(lambda: not box.spool())
+        assert box.log() == []
+
+    def test_what_an_outage_kept_back_arrives_afterwards(self, box: Instance) -> None:
+        box.eventbridge.set(fault=503)
+        with box.session() as session:
+            assert session.hook("open_session").returncode == 0
+            assert session.hook("close_session").returncode == 0
+        assert len(box.spool()) == 2
+        box.eventbridge.set(fault=None)
+        sessions = [entry.detail["session"] for entry in box.eventbridge.wait_for(2, 60)]
+        assert sessions == ["opened", "closed"]
+
+    def test_with_wait_the_event_is_there_when_the_hook_returns(self, box: Instance) -> None:
+        assert box.hook(arguments=["--wait=30"]).returncode == 0
+        assert len(box.eventbridge.entries()) == 1
+
+    def test_the_smoke_test_says_what_it_sent(self, box: Instance) -> None:
+        done = box.run([TATTLE], env=SMOKE_TEST)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        (entry,) = box.eventbridge.entries()
+        assert done.stdout == f"sent: session opened for test, event id {entry.event_id}\n"
+
+    def test_the_smoke_test_says_in_one_line_what_is_wrong(self, box: Instance) -> None:
+        box.eventbridge.set(fault="access-denied")
+        done = box.run([TATTLE], env=SMOKE_TEST)
+        assert (done.returncode, done.stdout) == (77, "")
+        assert re.fullmatch(r"tattle: .*AccessDenied.*\n", done.stderr)
+        assert not DEFECT.search(done.stderr)
+
+    def test_flush_and_check_run(self, box: Instance) -> None:
+        flushed = box.run([TATTLE, "flush"])
+        assert (flushed.returncode, flushed.stderr) == (0, ""), flushed
+        checked = box.run([TATTLE, "check", "--send", "--json"])
+        assert not DEFECT.search(checked.stdout + checked.stderr), checked
+        assert "sent" in json.dumps(json.loads(checked.stdout))
+        assert len(box.eventbridge.entries()) == 1
+
+
+def older_pythons() -> dict[str, str]:
+    """The machine's Pythons before 3.9, Python 2 too: "3.8" → path."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = {}
+    for path in [*Path("/usr/bin").glob("python?.?"), *pyenv.glob("*/bin/python?.?")]:
+        major, minor = map(int, path.name[len("python") :].split("."))
+        if (major, minor) < (3, 9):
+            found[f"{major}.{minor}"] = str(path)
+    return dict(sorted(found.items()))
+
+
+@pytest.mark.parametrize("environment", [{}, {"PAM_SERVICE": "sshd", **SMOKE_TEST}])
+@pytest.mark.parametrize("python", older_pythons().values(), ids=older_pythons())
+def test_an_older_one_gets_one_clear_line(
+    artifact: Path, python: str, environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [python, "-ISXutf8" if "python3" in python else "-S", str(artifact)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78
+    assert re.fullmatch(r"tattle: needs Python 3\.9 or newer, and \S+ is \d\.\d\n", done.stderr)
+    assert done.stdout == ""

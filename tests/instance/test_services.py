@@ -1,0 +1,180 @@
+"""sudo, su and login beside sshd: the distribution's PAM stacks with our line, real sessions, and
+one configuration file for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
+from standins.eventbridge import Entry
+from support import need_root
+
+pytestmark = pytest.mark.root
+
+CONF = """\
+[service sudo]
+detail-type = sudo session
+source = org.example.privileges
+
+[tattle]
+source = org.example
+fields = service username remote_user tty remote_host session session_id duration
+
+[service su]
+detail-type = su session
+
+[service login]
+detail-type = Console login
+event-bus = consoles
+fields = username tty session
+"""
+PASSWORD = "pw"
+HASH = (  # of PASSWORD, as crypt(5) writes it
+    "$6$abc$MtSdWSZbhct2oe.SOqOUM2M/GA/uj5.vyVtJgRHgKi9uqXuWuJqOYE7H/YlsYGVg/YYzDV0xt3fEIwYt580.5."
+)
+ON_A_TERMINAL = (
+    SYSTEM_PYTHON,
+    "-IS",
+    "-c",
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
+)
+
+
+@pytest.fixture
+def box(instance: Instance) -> Instance:
+    """The instance with tattle in every service's stack, as its README says."""
+    for service in ("sudo", "su", "login"):
+        if instance.path(f"/etc/pam.d/{service}").exists():
+            stock = instance.read(f"/etc/pam.d/{service}")
+            line = f"session    optional     pam_exec.so {TATTLE}\n"
+            instance.write(f"/etc/pam.d/{service}", stock + line)
+    instance.write("/etc/sudoers.d/ubuntu", "ubuntu ALL=(ALL) NOPASSWD: ALL\n", 0o440)
+    shadow = instance.read("/etc/shadow").replace("alice:*:", f"alice:{HASH}:")
+    instance.write("/etc/shadow", shadow, 0o640)
+    instance.write("/etc/tattle.conf", CONF)
+    return instance
+
+
+def session(box: Instance, *command: str, **options: Any) -> tuple[Entry, Entry]:
+    """The two entries that a session with one of the services leads to."""
+    done = box.run(command, **options)
+    assert done.returncode == 0, done
+    opened, closed = box.eventbridge.wait_for(2)
+    assert box.log() == []
+    return opened, closed
+
+
+def pairs(opened: Entry, closed: Entry) -> None:
+    """What holds of the two events of any session: they agree in all but what tells them apart."""
+    first, last = dict(opened.detail), dict(closed.detail)
+    assert (first.pop("session"), last.pop("session")) == ("opened", "closed")
+    assert "duration" not in first
+    assert last.pop("duration") in range(30)
+    assert first == last
+
+
+def test_su_by_a_user_who_is_not_root(box: Instance) -> None:
+    opened, closed = session(box, "su", "alice", "-c", "true", user="ubuntu", input=f"{PASSWORD}\n")
+    pairs(opened, closed)
+    for entry in (opened, closed):
+        assert (entry.raw["DetailType"], entry.raw["Source"]) == ("su session", "org.example")
+        assert entry.detail["session_id"]
+        told = [entry.detail[name] for name in ("service", "username", "remote_user", "tty")]
+        assert told == ["su", "alice", "ubuntu", None]
+
+
+def test_su_by_root_on_a_terminal(box: Instance) -> None:
+    opened, closed = session(box, *ON_A_TERMINAL, "su", "alice", "-c", "true")
+    pairs(opened, closed)
+    assert opened.detail["remote_user"] == "root"
+    assert opened.detail["tty"].startswith(("pts/", "/dev/pts/"))
+
+
+def test_su_with_a_login_shell_includes_sus_stack_and_is_told_once_as_su_l(box: Instance) -> None:
+    opened, closed = session(box, "su", "-", "alice", "-c", "true")
+    pairs(opened, closed)
+    assert opened.detail["service"] == "su-l"
+    assert opened.raw["DetailType"] == "SSH connection event detected"  # there is no [service su-l]
+    assert opened.raw["Source"] == "org.example"
+
+
+@pytest.mark.parametrize(
+    ("by", "target", "command"),
+    [
+        ("ubuntu", "root", ["sudo", "true"]),
+        ("ubuntu", "alice", ["sudo", "-u", "alice", "true"]),
+        ("root", "alice", ["sudo", "-u", "alice", "true"]),
+    ],
+)
+def test_sudo(by: str, target: str, command: Sequence[str], box: Instance) -> None:
+    need_root("sudo")
+    opened, closed = session(box, *command, user=by)
+    pairs(opened, closed)
+    for entry in (opened, closed):
+        kind = (entry.raw["DetailType"], entry.raw["Source"])
+        assert kind == ("sudo session", "org.example.privileges")
+        assert entry.detail["username"] == target
+        assert entry.detail["remote_user"] == by
+        assert entry.detail["tty"] is None
+
+
+def test_sudo_on_a_terminal(box: Instance) -> None:
+    need_root("sudo")
+    opened, closed = session(box, *ON_A_TERMINAL, "sudo", "true", user="ubuntu")
+    pairs(opened, closed)
+    assert opened.detail["tty"].startswith("/dev/pts/")
+
+
+def test_a_failed_command_of_sudos_closes_its_session_too(box: Instance) -> None:
+    need_root("sudo")
+    assert box.run(["sudo", "false"], user="ubuntu").returncode == 1
+    pairs(*box.eventbridge.wait_for(2))
+
+
+def test_login(box: Instance) -> None:
+    command = [*ON_A_TERMINAL, "login", "-f", "alice"]
+    opened, closed = session(box, *command, input="exit\n")
+    for entry, state in ((opened, "opened"), (closed, "closed")):
+        assert entry.raw["DetailType"] == "Console login"
+        assert entry.raw["Source"] == "org.example"
+        assert entry.raw["EventBusName"] == "consoles"
+        assert list(entry.detail) == ["username", "tty", "session"]  # its own fields
+        assert (entry.detail["username"], entry.detail["session"]) == ("alice", state)
+        assert entry.detail["tty"].startswith(("pts/", "/dev/pts/", "tty"))
+
+
+def test_one_file_and_one_hook_serve_a_login_and_what_is_done_in_it(box: Instance) -> None:
+    need_root("sudo")
+    assert box.ssh("ubuntu", "sudo su alice -c true").returncode == 0
+    entries = box.eventbridge.wait_for(6)
+    told = [(entry.raw["DetailType"], entry.detail["session"]) for entry in entries]
+    assert told == [
+        ("SSH connection event detected", "opened"),
+        ("sudo session", "opened"),
+        ("su session", "opened"),
+        ("su session", "closed"),
+        ("sudo session", "closed"),
+        ("SSH connection event detected", "closed"),
+    ]
+    assert len({entry.detail["session_id"] for entry in entries}) == 3
+    people = [(entry.detail["remote_user"], entry.detail["username"]) for entry in entries[:3]]
+    assert people == [(None, "ubuntu"), ("ubuntu", "root"), ("root", "alice")]
+
+
+def test_what_su_spools_is_roots_alone(box: Instance) -> None:
+    """su keeps its caller's real ids, and the hook must not."""
+    box.eventbridge.set(fault="refuse")
+    su = box.run(["su", "alice", "-c", "true"], user="ubuntu", input=f"{PASSWORD}\n")
+    assert su.returncode == 0
+    names = box.spool()
+    assert len(names) == 2
+    for name in names:
+        status = (box.path("/var/spool/tattle") / name).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
+    (deliverer,) = box.deliverers()
+    status_lines = box.read(f"/proc/{deliverer.pid}/status").splitlines()
+    ids = [line.split()[1:] for line in status_lines if line.startswith(("Uid:", "Gid:"))]
+    assert ids == [["0"] * 4] * 2

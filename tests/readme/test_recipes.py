@@ -1,0 +1,325 @@
+"""The recipes for the host: each is what it claims to be, and safe to apply twice. The recipes for
+consumers are in test_consumers_recipes.py."""
+
+from __future__ import annotations
+
+import configparser
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from instance import SPOOL, TATTLE, Instance
+from support import ROOT, find_pythons, need
+from tattle import config
+from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.errors import TattleError
+from tattle.login.spool import is_record
+from tattle.shell import recipe
+
+FOLDER = ROOT / "src" / "tattle" / "recipes"
+NAMES = [name for name, _ in recipe.recipes()]
+UNITS = [name for name in NAMES if name.endswith((".path", ".service", ".timer"))]
+PAM_FILE = "/etc/pam.d/sshd"
+PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"
+NO_CHECKSUM = "0" * 64
+LONGEST_PURPOSE = 100  # characters: `tattle recipe` prints it behind a name
+MOST_EXPOSURE = 2.5  # of 10, as `systemd-analyze security` counts; over 7 is "unsafe"
+
+
+class TestList:
+    def test_every_file_is_listed(self) -> None:
+        assert sorted(NAMES) == sorted(file.name for file in FOLDER.iterdir())
+
+    @pytest.mark.parametrize(("name", "purpose"), recipe.recipes())
+    def test_each_has_one_line(self, name: str, purpose: str) -> None:
+        assert purpose.isprintable()
+        assert 0 < len(purpose) <= LONGEST_PURPOSE
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_it_is_printed_as_it_is(self, name: str) -> None:
+        assert recipe.text(name) == (FOLDER / name).read_text("utf-8")
+        assert recipe.text(name).endswith("\n")
+
+    def test_only_json_has_its_line_elsewhere(self) -> None:
+        assert {*recipe.PURPOSES} == {name for name in NAMES if name.endswith(".json")}
+
+    @pytest.mark.parametrize("name", ["nothing", "", "../__init__.py", "mail", "/etc/passwd"])
+    def test_an_unknown_name_is_refused_with_advice(self, name: str) -> None:
+        with pytest.raises(TattleError) as raised:
+            recipe.text(name)
+        assert raised.value.status == os.EX_USAGE
+        expected = "there is mail.yaml and mail.tf" if name == "mail" else "`tattle recipe` lists"
+        assert raised.value.advice.startswith(expected)
+
+    @pytest.mark.parametrize("python", find_pythons().values(), ids=find_pythons().keys())
+    def test_they_are_found_in_an_archive(self, tmp_path: Path, python: str) -> None:
+        with zipfile.ZipFile(tmp_path / "tattle.zip", "w") as archive:
+            for file in (ROOT / "src").rglob("*"):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    archive.write(file, f"site-packages/{file.relative_to(ROOT / 'src')}")
+        code = "from tattle.shell import recipe; print(recipe.text('pam'), end='')"
+        done = subprocess.run(
+            [python, "-c", code],
+            env={"PYTHONPATH": str(tmp_path / "tattle.zip" / "site-packages")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout == recipe.text("pam"), done.stderr
+
+
+class TestIamPolicy:
+    def test_it_is_json_as_it_stands(self) -> None:
+        (statement,) = json.loads(recipe.text("iam-policy.json"))["Statement"]
+        assert statement["Action"] == "events:PutEvents"
+        assert statement["Resource"] == recipe.PLACEHOLDER
+
+    @pytest.mark.parametrize(
+        ("place", "arn"),
+        [
+            (
+                ("aws", "eu-west-1", "210987654321"),
+                "arn:aws:events:eu-west-1:210987654321:event-bus/default",
+            ),
+            (
+                ("aws-cn", "cn-north-1", "210987654321", "logins"),
+                "arn:aws-cn:events:cn-north-1:210987654321:event-bus/logins",
+            ),
+            (
+                ("aws", "eu-west-1", "1" * 12, "arn:aws:events:us-east-1:222222222222:event-bus/x"),
+                "arn:aws:events:us-east-1:222222222222:event-bus/x",
+            ),
+        ],
+    )
+    def test_it_is_filled_in_for_an_instance(self, place: tuple[str, ...], arn: str) -> None:
+        filled = json.loads(recipe.iam_policy(*place))
+        assert [one["Resource"] for one in filled["Statement"]] == [arn]
+        filled["Statement"][0]["Resource"] = recipe.PLACEHOLDER
+        assert filled == json.loads(recipe.text("iam-policy.json"))
+
+
+class TestConfiguration:
+    def test_it_changes_nothing_as_it_stands(self) -> None:
+        assert config.parse(recipe.text("tattle.conf")) == config.Config()
+
+    def test_it_is_valid_with_every_line_in_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(config, "trusted", lambda path: path)  # the ca-bundle may not be here
+        text = re.sub(r"(?m)^#(?=\[|[a-z-]+ = )", "", recipe.text("tattle.conf"))
+        settings = config.parse(text)
+        for key in config._READERS:
+            assert getattr(settings, key.replace("-", "_")) is not None, key
+        assert settings.services["sudo"].detail_type == "sudo session"
+
+    def test_it_has_every_key_and_no_other(self) -> None:
+        main, _, service = recipe.text("tattle.conf").partition("#[service sudo]")
+        found = [re.findall(r"(?m)^#([a-z-]+) = ", part) for part in (main, service)]
+        assert found == [[*config._READERS], [*config.PER_SERVICE]]
+
+    def test_the_defaults_it_shows_are_the_defaults(self) -> None:
+        shown = dict(re.findall(r"(?m)^#([a-z-]+) = (.*)$", recipe.text("tattle.conf")))
+        assert f"#source = {config.Config().source}\n" in recipe.text("tattle.conf")
+        assert f"#detail-type = {config.Config().detail_type}\n" in recipe.text("tattle.conf")
+        assert " ".join(config.Config().fields) in recipe.text("tattle.conf")
+        assert (shown["use-fips"], shown["use-dualstack"]) == ("false", "false")
+
+    def test_it_names_every_field(self) -> None:
+        text, _, _ = recipe.text("tattle.conf").partition("#fields")
+        for field in (*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:NAME"):
+            assert re.search(rf"(?m)^# .*\b{field}\b", text), field
+
+
+class TestUnits:
+    def parsed(self, name: str) -> configparser.RawConfigParser:
+        unit = configparser.RawConfigParser(strict=False)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read_string(recipe.text(name))
+        return unit
+
+    def test_systemd_has_nothing_to_say(self, tmp_path: Path, artifact: Path) -> None:
+        need(shutil.which("systemd-analyze"), "needs systemd-analyze")
+        for name in UNITS:
+            (tmp_path / name).write_text(recipe.text(name).replace(TATTLE, str(artifact)))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", *(str(tmp_path / name) for name in UNITS)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        ours = [line for line in done.stderr.splitlines() if "tattle" in line]
+        assert (done.returncode, ours) == (0, [])
+
+    def test_the_path_unit_sees_records_and_nothing_else(self) -> None:
+        folder, _, pattern = self.parsed("tattle.path")["Path"]["PathExistsGlob"].rpartition("/")
+        assert folder == SPOOL
+        name = f"{time.time_ns():020d}-4711"
+        assert is_record(name)
+        assert fnmatch.fnmatch(name, pattern)
+        for other in ("rejected", f".accepting-{name}"):
+            assert not fnmatch.fnmatch(other, pattern)
+
+    def test_what_is_run(self) -> None:
+        assert self.parsed("tattle.service")["Service"]["ExecStart"] == f"{TATTLE} flush"
+        assert self.parsed("tattle-check.service")["Service"]["ExecStart"] == (
+            f"{TATTLE} check --send"
+        )
+
+    @pytest.mark.parametrize(
+        ("starts", "started"),
+        [("tattle.path", "tattle.service"), ("tattle-check.timer", "tattle-check.service")],
+    )
+    def test_a_comment_says_how_to_install_the_pair(self, starts: str, started: str) -> None:
+        assert f"for unit in {starts} {started}; do" in recipe.text(starts)
+        assert "sudo tee /etc/systemd/system/$unit" in recipe.text(starts)
+        assert f"systemctl enable --now {starts}" in recipe.text(starts)
+        assert f"# {starts} starts it and says how to install both." in recipe.text(started)
+
+
+class TestCron:
+    def test_the_line_delivers(self, instance: Instance) -> None:
+        (line,) = [one for one in recipe.text("tattle.cron").splitlines() if one[0] != "#"]
+        *when, user, command = line.split(maxsplit=6)
+        assert (len(when), user) == (5, "root")
+        instance.eventbridge.set(fault=500)
+        instance.hook()
+        instance.kill_deliverers()
+        instance.eventbridge.set(fault=None)
+        done = instance.run(["/bin/sh", "-c", command])
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert len(instance.eventbridge.entries()) == 1
+
+
+@pytest.fixture
+def bare(instance: Instance, artifact: Path) -> Instance:
+    """An instance without tattle, with the built file and the recipes in a folder of root's."""
+    stock = [line for line in instance.read(PAM_FILE).splitlines() if TATTLE not in line]
+    instance.write(PAM_FILE, "\n".join(stock) + "\n")
+    instance.write(TATTLE, "", 0o755)  # for the reset to bring back
+    instance.path(TATTLE).unlink()
+    instance.write("/root/tattle", artifact.read_bytes(), 0o755)
+    for name in NAMES:
+        instance.write(f"/root/recipes/{name}", recipe.text(name))
+    return instance
+
+
+def lines_of_tattle(box: Instance) -> list[str]:
+    return [line for line in box.read(PAM_FILE).splitlines() if "tattle" in line]
+
+
+def typed(name: str) -> list[str]:
+    """What a recipe's comment says to type: what is indented, or follows `Install:`."""
+    return re.findall(r"(?m)^#(?: Install:)? {2,}(\S.*|  \S.*)$", recipe.text(name))
+
+
+def run_twice(box: Instance, commands: list[str]) -> None:
+    """By root, for whom sudo does nothing; `tattle recipe` is not in the artifact's place here."""
+    ours = 'tattle() { cat "/root/recipes/$2"; }\nsudo() { "$@"; }\nsystemctl() { :; }\n'
+    for _ in range(2):
+        done = box.run(["/bin/bash", "-euc", ours + "\n".join(commands)])
+        assert done.returncode == 0, done.stderr
+
+
+class TestComments:
+    @pytest.mark.parametrize(
+        ("name", "paths"),
+        [
+            ("tattle.conf", ["/etc/tattle.conf"]),
+            ("tattle.cron", ["/etc/cron.d/tattle"]),
+            (
+                "tattle.path",
+                [f"/etc/systemd/system/tattle.{kind}" for kind in ("path", "service")],
+            ),
+            (
+                "tattle-check.timer",
+                [f"/etc/systemd/system/tattle-check.{kind}" for kind in ("timer", "service")],
+            ),
+        ],
+    )
+    def test_what_they_say_to_type_installs_it(
+        self, bare: Instance, name: str, paths: list[str]
+    ) -> None:
+        for path in paths:
+            bare.write(path, "")  # for the reset to take away
+        run_twice(bare, typed(name))
+        for path in paths:
+            source = "tattle.cron" if path == "/etc/cron.d/tattle" else Path(path).name
+            assert bare.read(path) == recipe.text(source)
+
+
+class TestPam:
+    def test_installing_it_twice_adds_one_line(self, bare: Instance) -> None:
+        run_twice(bare, typed("pam")[:2])  # variants of the line follow
+        assert lines_of_tattle(bare) == [PAM_LINE]
+
+    def test_the_line_is_the_same_everywhere(self) -> None:
+        for name in ("pam", "ansible.yaml", "cloud-init.yaml"):
+            assert PAM_LINE in recipe.text(name)
+
+    def test_its_variants_are_lines_of_pams(self) -> None:
+        for line in re.findall(r"(?m)^#   (session.*)$", recipe.text("pam")):
+            assert re.fullmatch(
+                rf"session +(optional|required) +pam_exec.so {TATTLE} --wait=5", line
+            )
+
+
+class TestCloudInit:
+    def command(self, artifact: Path | None) -> list[str]:
+        text = recipe.text("cloud-init.yaml")
+        assert text.startswith("#cloud-config\n")
+        (command,) = yaml.safe_load(text)["runcmd"]
+        filled = [
+            part.replace("https://example.com/tattle", "file:///root/tattle") for part in command
+        ]
+        assert filled != command
+        digest = hashlib.sha256(artifact.read_bytes()).hexdigest() if artifact else NO_CHECKSUM
+        return [part.replace(NO_CHECKSUM, digest) for part in filled]
+
+    def test_it_installs_tattle_however_often_it_runs(self, bare: Instance, artifact: Path) -> None:
+        need(shutil.which("curl"), "needs curl")
+        for _ in range(2):
+            done = bare.run(self.command(artifact))
+            assert done.returncode == 0, done.stderr
+        assert lines_of_tattle(bare) == [PAM_LINE]
+        assert "user_readenv=1" not in bare.read(PAM_FILE)
+        assert bare.ssh("ubuntu", "true").returncode == 0
+        opened, closed = bare.eventbridge.wait_for(2)
+        assert (opened.detail["session"], closed.detail["session"]) == ("opened", "closed")
+
+    def test_it_installs_nothing_else(self, bare: Instance) -> None:
+        need(shutil.which("curl"), "needs curl")
+        assert bare.run(self.command(None)).returncode != 0
+        assert not bare.path(TATTLE).exists()
+        assert lines_of_tattle(bare) == []
+
+
+class TestAnsible:
+    """Ansible itself is not among the test tools: the playbook's steps are compared."""
+
+    def test_the_playbook_installs_the_same(self) -> None:
+        (play,) = yaml.safe_load(recipe.text("ansible.yaml"))
+        copy, dry_run, readenv, line = play["tasks"]
+        assert copy["ansible.builtin.copy"]["dest"] == TATTLE
+        assert copy["ansible.builtin.copy"]["mode"] == "0755"
+        assert dry_run["ansible.builtin.command"] == f"{TATTLE} --dry-run"
+        assert {*dry_run["environment"]} == {"PAM_TYPE", "PAM_USER", "PAM_RHOST"}
+        stock = "session required pam_env.so user_readenv=1 envfile=/etc/default/locale"
+        without = re.sub(readenv["ansible.builtin.replace"]["regexp"], "", stock)
+        assert without == "session required pam_env.so envfile=/etc/default/locale"
+        assert line["ansible.builtin.lineinfile"]["line"] == PAM_LINE
+        assert readenv["ansible.builtin.replace"]["path"] == PAM_FILE
+        assert line["ansible.builtin.lineinfile"]["path"] == PAM_FILE
+
+    def test_a_second_run_finds_its_line(self) -> None:
+        """lineinfile replaces the last line that matches `regexp`, and adds one if none does."""
+        (play,) = yaml.safe_load(recipe.text("ansible.yaml"))
+        settings = play["tasks"][-1]["ansible.builtin.lineinfile"]
+        assert re.search(settings["regexp"], settings["line"])
