@@ -63,16 +63,16 @@ def prepare(box: Instance) -> None:
 # What the scenarios share
 
 
-def pair(box: Instance, count: int = 2) -> list[Entry]:
-    """The events of the sessions that just ended: all that was expected, and no more."""
+def pair(box: Instance, quietly: bool = True) -> list[Entry]:
+    """The two events of the session that just ended, and no more; `quietly`: and no line of log."""
     arrived = box.eventbridge.entries
-    until(lambda: len(arrived()) >= count, f"some of {count} events do not arrive")
+    until(lambda: len(arrived()) >= 2, "not both events arrive")
     until(lambda: not box.spool(), "what arrived stays in the spool")
     entries = arrived()
     states = [entry.detail["session"] for entry in entries]
-    assert states == ["opened"] * (count // 2) + ["closed"] * (count // 2), f"told: {states}"
+    assert states == ["opened", "closed"], f"told: {states}"
     told = [line.message for line in box.log()]
-    assert not told, f"in the log: {told}"
+    assert not (told and quietly), f"in the log: {told}"
     return entries
 
 
@@ -371,9 +371,9 @@ def advice(box: Instance) -> None:
     stock = "".join(line for line in pam.splitlines(keepends=True) if TATTLE not in line)
     box.write("/etc/pam.d/sshd", stock)
     box.write("/etc/ssh/sshd_config", box.read("/etc/ssh/sshd_config"))  # for the reset
-    (missing,) = (finding for finding in complaints(box) if finding.check == "pam sshd")
-    assert missing.found == "no line runs tattle", missing
-    other = [str(one) for one in complaints(box) if one.check.partition(" ")[0] not in ("pam",)]
+    bad = complaints(box)
+    assert any(finding.check == "pam sshd" for finding in bad), "check misses no PAM line"
+    other = [str(one) for one in bad if not one.check.startswith(("pam ", "user environment "))]
     assert not other, "; ".join(other)
     follow_advice(box)
     succeeds(box.ssh("alice", "true"))
@@ -402,7 +402,7 @@ def pam_service_name(box: Instance) -> None:
     box.start_sshd("PAMServiceName ssh-alt")
     time.sleep(0.1)
     bad = complaints(box)
-    assert "pam ssh-alt" in [finding.check for finding in bad], (
+    assert any("ssh-alt" in str(finding) for finding in bad), (
         "check says nothing of ssh-alt, which sshd names" + "".join(f"; {one}" for one in bad)
     )
     follow_advice(box)
