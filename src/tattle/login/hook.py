@@ -9,7 +9,7 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
-from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, STANDBY, Spool
+from tattle.login.spool import EMERGENCY_PATH, NEXT, PATH, REJECTED, Spool
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
@@ -167,25 +167,20 @@ def lift_limits() -> None:
 
 
 def start_deliverer(spool: Spool) -> None:
-    """See to it that there is a deliverer, and one who takes over if it fails. Raises OSError.
+    """See to it that somebody delivers after us, and takes over who fails. Raises OSError.
 
-    Where nobody delivers, a new process gets that lock as its standard input, and nothing else of
-    the login's. Where somebody does, who may have been stopped, a new process gets the lock of who
-    stands by. Where both are there, there is nothing to do: each looks into the spool once more
-    after letting go.
+    A new process gets the lock of who delivers next as its standard input, and nothing else of the
+    login's. It leaves the login before it asks for the deliverer's own lock: until then the user
+    can stop it. Where there is such a process already, there is nothing to do.
     """
-    if spool.lock():
-        role = "deliver"
-    elif spool.lock(STANDBY):
-        role = "standby"
-    else:
+    if not spool.lock(NEXT):
         return
     if limited():
         lift_limits()
     archive = sys.argv[0]
     posix.posix_spawn(
         archive,
-        [archive, role, spool.path],
+        [archive, "deliver", spool.path],
         {},
         file_actions=[
             (posix.POSIX_SPAWN_DUP2, spool.lock_fd, 0),
@@ -195,7 +190,7 @@ def start_deliverer(spool: Spool) -> None:
         setsigmask=[],
         setsigdef=SIGNALS,
     )
-    spool.unlock()  # the lock is the deliverer's alone, even while --wait waits
+    spool.unlock()  # it is the new process's alone, even while --wait waits
 
 
 def seconds_to_wait(arguments: "list[str]") -> float:
