@@ -57,7 +57,6 @@ def prepare(box: Instance) -> None:
     box.write("/etc/sudoers.d/ubuntu", "ubuntu ALL=(ALL) NOPASSWD: ALL\n", 0o440)
     box.write(ASKPASS, f"#!/bin/sh\necho {PASSWORD}\n", 0o700)
     box.keep()
-    box._originals.clear()
 
 
 # What the scenarios share
@@ -367,9 +366,7 @@ def wait(box: Instance) -> None:
 def advice(box: Instance) -> None:
     """`check` finds the missing PAM line and nothing that isn't wrong, and its advice is all that
     it takes."""
-    pam = box.read("/etc/pam.d/sshd")
-    stock = "".join(line for line in pam.splitlines(keepends=True) if TATTLE not in line)
-    box.write("/etc/pam.d/sshd", stock)
+    box.write("/etc/pam.d/sshd", without_tattle(box))
     box.write("/etc/ssh/sshd_config", box.read("/etc/ssh/sshd_config"))  # for the reset
     bad = complaints(box)
     assert any(finding.check == "pam sshd" for finding in bad), "check misses no PAM line"
@@ -378,6 +375,12 @@ def advice(box: Instance) -> None:
     follow_advice(box)
     succeeds(box.ssh("alice", "true"))
     pair(box)
+
+
+def without_tattle(box: Instance) -> str:
+    """sshd's stack without our line."""
+    pam = box.read("/etc/pam.d/sshd").splitlines(keepends=True)
+    return "".join(line for line in pam if TATTLE not in line)
 
 
 def no_run_sshd(box: Instance) -> None:
@@ -397,7 +400,7 @@ def pam_service_name(box: Instance) -> None:
     if box.run(["/usr/sbin/sshd", "-T", "-o", "PAMServiceName=ssh-alt"]).returncode:
         raise Skipped("sshd has no PAMServiceName")
     box.configure_pam(user_readenv=False)
-    box.write("/etc/pam.d/ssh-alt", box._stock_pam)
+    box.write("/etc/pam.d/ssh-alt", without_tattle(box))
     configure_fields(box, "service session")
     box.start_sshd("PAMServiceName ssh-alt")
     time.sleep(0.1)

@@ -232,11 +232,18 @@ def units(box: Instance) -> None:
     try:
         with box.locked():
             assert box.hook().returncode == 0
-        (entry,) = box.eventbridge.wait_for(1, PATIENCE_SECONDS)
+        log = ["journalctl", "--unit=tattle.service", "--output=cat", "--identifier=tattle"]
+        try:
+            box.eventbridge.wait_for(1, PATIENCE_SECONDS)
+        except AssertionError as error:
+            told = box.run(log).stdout.strip()
+            raise AssertionError(f"the service delivers nothing: {told}") from error
+        (entry,) = box.eventbridge.entries()
         assert entry.detail["session"] == "opened"
-        eventually(lambda: not box.spool())
         active = ["systemctl", "show", "--value", "-p", "ActiveState", "tattle.service"]
-        eventually(lambda: succeeds(box.run(active)).strip() == "inactive")
+        ended = "the service does not end"
+        until(lambda: succeeds(box.run(active)).strip() == "inactive", ended)
+        assert box.spool() == []
         result = ["systemctl", "show", "--value", "-p", "Result", "tattle.service"]
         assert succeeds(box.run(result)) == "success\n"
         assert succeeds(box.run(["systemctl", "is-active", "tattle.path"])) == "active\n"

@@ -247,7 +247,6 @@ class Instance:
         )
         self._furnish()
         self.start_sshd(*self._sshd_config)
-        self._originals.clear()
         self.keep()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
@@ -600,6 +599,7 @@ class Instance:
 
     def keep(self) -> None:
         """Have what is there now outlast a reset."""
+        self._originals.clear()
         self._pristine = self._inventory()
 
     def _inventory(self) -> dict[str, tuple[int, int, int]]:
