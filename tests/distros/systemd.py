@@ -200,7 +200,7 @@ def logout_without_deliverer(box: Instance) -> None:
 def socket_activation(box: Instance) -> None:
     """sshd by socket activation, before anybody came: nothing is wrong, and it works."""
     succeeds(box.run(["systemctl", "stop", "ssh.service"]))
-    # Debian 11 and 12 have a service for each connection, ssh@.service; later ones have one.
+    # bullseye has a service for each connection, ssh@.service; later releases start ssh.service.
     succeeds(box.run(["systemctl", "start", "ssh.socket"]))
     try:
         if box.path("/run/sshd").exists():
