@@ -12,6 +12,7 @@ Usage: ./build.sh [COMMAND]
   test [ARGUMENT …]   build, then lint, check types and run the tests; arguments go to pytest
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
   bench [ARGUMENT …]  build, then measure
+  distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
 
@@ -98,6 +99,7 @@ system_packages() {
     [[ -d /run/systemd/system ]] || need sshd openssh-server
     need ssh openssh-client
     need ip iproute2
+    if [[ $1 == distros ]]; then need debootstrap debootstrap; fi
     if [[ $1 != demo ]]; then
         need git git
         need curl curl
@@ -128,7 +130,7 @@ run_tests() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_setup.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/bench/curl_tattle.sh
     # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
     clean "$bin/python" -m pytest -n "$(nproc)" --dist loadfile "$@"
 }
@@ -190,6 +192,10 @@ demo)
 bench)
     prepare
     clean .venv-test/bin/python tests/bench "$@"
+    ;;
+distros)
+    prepare
+    clean .venv-test/bin/python tests/distros "$@"
     ;;
 coverage)
     prepare
