@@ -62,7 +62,7 @@ def findings(sending: bool) -> list[Finding]:
     try:
         config = load()
     except TattleError:
-        config = Config()  # the configuration's own probe tells
+        config = Config()  # the configuration's own probe says so
     probes: dict[str, Callable[[], Iterator[Finding]]] = {
         "host": host,
         "pam": lambda: check_host.pam(config),
