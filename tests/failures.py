@@ -370,4 +370,7 @@ def pattern(text: str) -> str:
 def readme_table() -> str:
     """Return README's table, in the order of the exit statuses."""
     head = ("| it prints `tattle: ` and | status | then `→` and |", "|---|---|---|")
-    return "\n".join([*head, *(failure.row for failure in FAILURES)]) + "\n"
+    return (
+        "\n".join([*head, *(one.row for one in sorted(FAILURES, key=lambda one: one.status))])
+        + "\n"
+    )
