@@ -1,7 +1,7 @@
 """A fleet that loses EventBridge for an hour and gets it back, in simulation.
 
 Is the return a second outage, with every instance asking at once? The pauses between calls are
-tattle.deliver's own code, those within a call botocore's own; what is simulated is the time, the
+the deliverer's own code, those within a call botocore's own; what is simulated is the time, the
 logins and a service that refuses what exceeds its quota. Run by hand: `python tests/bench/fleet.py
 [INSTANCES]`.
 """
@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from botocore.retries.quota import RetryQuota
 from botocore.retries.standard import ExponentialBackoff, RetryQuotaChecker
 
-from tattle.deliver import ATTEMPTS, BATCH, LINGER, PATIENCE, backoff
+from tattle.delivery.deliver import ATTEMPTS, BATCH, GIVE_UP_AFTER, LINGER, backoff
 
 INSTANCES = 10_000
 # PutEvents requests a second, of an account in a region, by default:
@@ -66,7 +66,7 @@ class Scenario:
     sweep: bool = False
     """Whether a management tool logs in to every instance just as the service comes back."""
     pauses: Pauses = tattles
-    patience: float = PATIENCE
+    patience: float = GIVE_UP_AFTER
     outage: float = OUTAGE_SECONDS
     seed: int = 1
 

@@ -47,11 +47,11 @@ import tattle.deliver
 step("to import tattle's modules")
 import botocore.session
 step("to import botocore's")
-from tattle.config import Config
-from tattle.events import Publisher
+from tattle.delivery.config import Config
+from tattle.delivery.events import Publisher
 publisher = Publisher(Config(), 3, 5.0)
 step("to make a client and ask IMDS for the identity")
-from tattle.session import parse
+from tattle.login.pam import parse
 session = parse(b"PAM_TYPE=open_session\\0PAM_USER=u\\0", {{"TATTLE_TIME": str(time.time_ns())}})
 entry = publisher.entry(session, bool)
 assert not publisher.publish([entry])[0].error

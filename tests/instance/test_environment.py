@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 
 from standins.instance import STRACE_LOG, TATTLE, Instance, Text
 from support import SYSTEM_PYTHON, eventually, need, need_root
-from tattle import TattleError
-from tattle.detail import detail
-from tattle.hook import moment
-from tattle.pam import trusted_block
-from tattle.session import parse
+from tattle.delivery.fields import detail
+from tattle.errors import TattleError
+from tattle.login.hook import moment
+from tattle.login.pam import parse, trusted_block
 
 FUZZED_BLOCKS = 10_000
 FUZZED_RUNS = 100

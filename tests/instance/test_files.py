@@ -15,8 +15,8 @@ import pytest
 
 from standins.instance import SPOOL, TATTLE, USERS, Instance
 from support import SYSTEM_PYTHON, need_root
-from tattle import TattleError
-from tattle.files import private_folder, trusted
+from tattle.errors import TattleError
+from tattle.trust import private_folder, trusted
 
 pytestmark = pytest.mark.root
 

@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
 from standins import RoleCredentials
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import IDENTITY_PATH, Imds, role_credentials
+from standins.instance import REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
+from standins.outages import OUTAGES, Outage
 from support import ROOT, eventually
 
 if TYPE_CHECKING:
-    from tattle.deliver import Deliverer
+    from tattle.delivery.deliver import Deliverer
 
 QUICK_SECONDS = 2.0  # a login that waited for nothing, on a busy machine: far below any timeout
 OUTAGE_SECONDS = 3.0  # long enough for an event's Time to tell it from the moment of sending
 LIMIT = 100_000  # records in the spool
-UNROUTABLE = "192.0.2.1"  # RFC 5737
-METADATA = "169.254.169.254/32"
 
 
 def accept(box: Instance, *users: str) -> list[str]:
@@ -49,81 +48,6 @@ def lines_with(box: Instance, text: str) -> list[str]:
 
 
 # Outages
-
-
-@dataclass(frozen=True)
-class Outage:
-    """A way in which AWS can be away."""
-
-    name: str
-    begin: Callable[[Instance], object]
-    end: Callable[[Instance], object]
-    told: str
-    """What the one line in the log says."""
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _refuse(box: Instance) -> None:
-    box.imds.set(fault="refuse")
-    box.eventbridge.set(fault="refuse")
-
-
-def _accept_again(box: Instance) -> None:
-    box.imds.set(fault=None)
-    box.eventbridge.set(fault=None)
-
-
-def _remove_routes(box: Instance) -> None:
-    box.run(["ip", "address", "delete", METADATA, "dev", "lo"], check=True)
-    box.resolve(EVENTBRIDGE_HOST, UNROUTABLE)
-
-
-def _restore_routes(box: Instance) -> None:
-    box.run(["ip", "address", "add", METADATA, "dev", "lo"], check=True)
-    box.resolve(EVENTBRIDGE_HOST)
-
-
-def _forget_name(box: Instance) -> None:
-    hosts = box.read("/etc/hosts")
-    box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
-
-
-OUTAGES = [
-    Outage(
-        "imds-hangs",
-        lambda box: box.imds.set(fault="hang"),
-        lambda box: box.imds.set(fault=None),
-        "IMDS at http://169.254.169.254/ does not answer",
-    ),
-    Outage(
-        "eventbridge-hangs",
-        lambda box: box.eventbridge.set(fault="hang"),
-        lambda box: box.eventbridge.set(fault=None),
-        "EventBridge can't be reached",
-    ),
-    Outage("both-refuse", _refuse, _accept_again, "can't be reached"),
-    Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
-    Outage(
-        "no-name",
-        _forget_name,
-        lambda box: box.resolve(EVENTBRIDGE_HOST),
-        "EventBridge can't be reached",
-    ),
-    Outage(
-        "throttled",
-        lambda box: box.eventbridge.set(fault="throttle"),
-        lambda box: box.eventbridge.set(fault=None),
-        "ThrottlingException",
-    ),
-    Outage(
-        "no-role",
-        lambda box: box.imds.set(role=None),
-        lambda box: box.imds.set(role="tattle"),
-        "no credentials",
-    ),
-]
 
 
 @pytest.mark.root
@@ -273,11 +197,10 @@ def in_process(
 ) -> InProcess:
     monkeypatch.syspath_prepend(str(ROOT / "src"))
     import botocore.endpoint
-
     import tattle.deliver
-    from tattle.config import Config
-    from tattle.records import Records
-    from tattle.spool import Spool
+
+    from tattle.delivery.config import Config
+    from tattle.login.spool import Records, Spool
 
     waits = Waits(calls=lambda: len(eventbridge.calls()))
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)

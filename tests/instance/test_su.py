@@ -1,7 +1,7 @@
-"""What an ordinary user can try by `su`, whose hook keeps the caller's folder, limits and real user id.
+"""What an ordinary user can try by `su`, whose hook keeps the caller's folder, limits and real uid.
 
-Under a limit that leaves Python too little memory the hook starts itself again. Started by a name
-without a slash, Python looks for itself in PATH and for pyvenv.cfg in the current folder, -I or not.
+A hook that starts itself again by a name without a slash has Python look for itself in PATH, and
+for pyvenv.cfg in the current folder, -I or not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import pytest
 
 from standins.instance import TATTLE, Instance
 from support import find_pythons, need_root
-from test_pythons import replace_python
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -48,7 +47,7 @@ def box(request: pytest.FixtureRequest, artifact: Path) -> Iterator[Instance]:
     need_root(*Instance.TOOLS)
     version: str = request.param
     with Instance(artifact) as box:
-        replace_python(box, PYTHONS[version])
+        box.replace_python(PYTHONS[version])
         box.write("/etc/pam.d/su", SU_STACK)
         trap = f"{EVIL}/lib/python{version}"
         for path, content in (

@@ -11,7 +11,6 @@ import pytest
 
 from standins.instance import TATTLE, Instance
 from support import SYSTEM_PYTHON, find_pythons, need, need_root, repacked
-from test_pythons import replace_python
 
 pytestmark = pytest.mark.root
 
@@ -107,7 +106,7 @@ def test_another_python_unpacks_for_itself(box: Instance) -> None:
     own = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print('%d.%d' % sys.version_info[:2])"])
     others = [path for version, path in find_pythons().items() if version != own.stdout.strip()]
     need(others, "needs another Python")
-    replace_python(box, others[0])
+    box.replace_python(others[0])
     box.hook(user="second")
     box.eventbridge.wait_for(2)
     tag = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print(sys.implementation.cache_tag)"])

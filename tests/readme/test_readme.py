@@ -26,14 +26,14 @@ from botocore.utils import resolve_imds_endpoint_mode
 import readme_blocks as readme
 import tattle
 from conftest import Tattle
-from standins.instance import SPOOL, TATTLE, Instance
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import ROLE_NOT_ASSUMABLE, Imds, identity_document, role_credentials
+from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, eventually, need
 from tattle import config, deliver, pamd, process, spool
-from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
-from tattle.records import is_record
-from tattle.session import parse
+from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
+from tattle.login.pam import parse
+from tattle.login.spool import is_record
 
 CHECKOUT = "/tmp/checkout"  # inside the instance
 PAM_FILE = "/etc/pam.d/sshd"

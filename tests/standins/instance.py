@@ -591,6 +591,28 @@ class Instance:
             self._originals.clear()
         self.syslog.clear()
 
+    def replace_python(self, python: str) -> None:
+        """Have /usr/bin/python3 be that interpreter of the machine's, inside."""
+        told = subprocess.run(
+            [python, "-IS", "-c", "import sys; print(sys.base_prefix, sys.executable, sep='\\n')"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        prefix, executable = told.stdout.splitlines()
+        executable = os.path.realpath(executable)
+        if executable != os.path.realpath(SYSTEM_PYTHON):
+            self.reveal(prefix)
+            self.run(["mount", "--bind", executable, SYSTEM_PYTHON], check=True)
+
+    def reveal(self, folder: str) -> None:
+        """Show one of the machine's folders that lies below /root or /home, say, where the instance
+        has its own: a second look at the file system does not see what is mounted on it."""
+        if not self.path(folder).exists():
+            script = 'mount --bind / /mnt; mkdir -p "$1"; mount --bind "/mnt$1" "$1"; umount /mnt'
+            self.run(["/bin/sh", "-euc", script, "-", folder], check=True)
+            self.keep()
+
     def keep(self) -> None:
         """Have what is there now outlast a reset."""
         self._pristine = self._inventory()
