@@ -104,6 +104,21 @@ def repacked(artifact: Path, to: Path, change: Callable[[str, bytes], bytes]) ->
     to.chmod(0o755)
 
 
+def changed(artifact: Path, to: Path, pattern: str, replacement: str) -> None:
+    """Write the artifact with one line of ours changed, wherever in the package that is."""
+    found = []
+
+    def change(name: str, content: bytes) -> bytes:
+        if "tattle/" in name:
+            text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
+            found.extend([name] * count)
+            return text.encode()
+        return content
+
+    repacked(artifact, to, change)
+    assert len(found) == 1, f"{pattern} is in {found}"
+
+
 def find_pythons() -> dict[str, str]:
     """The interpreters on this machine that tattle is to run under: "3.9" → path, the oldest first.
     Looked for in /usr/bin, in pyenv's versions and on the PATH."""

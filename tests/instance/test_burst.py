@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import threading
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
-from support import eventually, need_root, repacked
+from support import changed, eventually, need_root
 
 pytestmark = pytest.mark.root
 
@@ -47,21 +46,6 @@ def warm_cache(box: Instance) -> None:
     box.eventbridge.wait_for(1)
     eventually(lambda: not box.spool())
     box.kill_deliverers()
-
-
-def changed(artifact: Path, to: Path, pattern: str, replacement: str) -> None:
-    """Write the artifact with one line of ours changed, wherever in the package that is."""
-    found = []
-
-    def change(name: str, content: bytes) -> bytes:
-        if "tattle/" in name:
-            text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
-            found.extend([name] * count)
-            return text.encode()
-        return content
-
-    repacked(artifact, to, change)
-    assert len(found) == 2, f"{pattern} is in {found}"  # in the archive, and in what is unpacked
 
 
 class MostDeliverers:

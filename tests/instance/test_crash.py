@@ -7,7 +7,6 @@ them for the deliverer alone (and needs pytest's --timeout=0).
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
-from support import need_root
+from support import changed, eventually, need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -341,55 +340,72 @@ class TestTheDeliverer:
         assert arrived(box)["both"] == arrived(box)["again"] == 2
 
 
-class TestTheHooksChild:
-    """The deliverer as the hook forks it: its fork() is made to return 0 without forking, so that
-    strace counts the calls of one process that goes on as the child."""
+class TestWhatTheHookStarts:
+    """The deliverer: an empty environment, and the locked spool as its standard input."""
 
-    NO_FORK = ("-e", "inject=clone:retval=0")
+    START = f"""
+        exec <>{SPOOL}/.deliverer
+        flock --nonblock 0
+        exec env -i "$@"
+    """
+
+    def start(self, box: Instance, tracer: Sequence[str]) -> int:
+        """Run one to its end; the status."""
+        script = ["/bin/sh", "-euc", self.START, "-"]
+        return box.run([*script, *tracer, TATTLE, "deliver", SPOOL]).returncode
 
     def test_killed_at_any_call_it_loses_nothing_and_repeats_only_what_it_must(
-        self, box: Instance, artifact: Path
+        self, box: Instance, artifact: Path, tmp_path: Path
     ) -> None:
-        with box.session() as session:
-            wrapper = strace([*self.NO_FORK], TRACE)
-            assert session.hook(user="traced", wrapper=wrapper).returncode == 0
+        changed(artifact, tmp_path / "tattle", r"^LINGER = .*$", "LINGER = 0.05")
+        hasty = tmp_path / "tattle"
+        box.install(hasty)
+        accept(box, "unpacks")
+        flush(box)
+        accept(box, "traced")
+        assert self.start(box, strace([], TRACE)) == 0
         calls = calls_in(box.read(TRACE))
-        fork = next(n for n, call in enumerate(calls) if call.name == "clone")
-        removed = next(n for n, call in enumerate(calls) if call.name.startswith("unlink"))
-        # After the removal it looks for more, hundreds of times: what counts comes at the end.
-        delivering = calls[fork + 1 : removed + 10]
-        chosen = selection(delivering, lambda call: CHANGING.fullmatch(call.name))
-        chosen += [call for call in calls[removed + 10 :] if CHANGING.fullmatch(call.name)]
-        assert len(chosen) > 40
+        assert "htons(443)" in box.read(TRACE)
+        chosen = selection(calls, lambda call: CHANGING.fullmatch(call.name))
+        assert len(chosen) > 60
 
         def part(box: Instance, own: list[Call]) -> None:
-            users: list[str] = []
-            with box.session() as session:
+            def deliver(call: Call) -> None:
+                assert self.start(box, strace(call.kill())) in (0, KILLED)
 
-                def deliver(call: Call) -> None:
-                    if len(waiting(box)) > 5:  # so that all of them are in each batch
-                        flush(box)
-                    user = f"{len(users)}-{call}"
-                    options = [*call.kill(), *self.NO_FORK]
-                    options[1] += ",clone"
-                    result = session.hook(user=user, wrapper=strace(options))
-                    assert result.returncode in (0, KILLED)
-                    assert user in waiting(box) or arrived(box)[user] == 1, call
-                    users.append(user)
+            accept(box, "unpacks")
+            flush(box)
+            walk_deliveries(box, own, deliver)
 
-                walk_deliveries(box, own, deliver, put=False)
-            assert {*users} <= {*arrived(box)}
+        walk(hasty, chosen, part)
 
-        walk(artifact, chosen, part)
+    @pytest.mark.parametrize(
+        "calls", [["dup2"], ["dup2:when=2"], ["openat", "-P", "/dev/null"]], ids=" ".join
+    )
+    @pytest.mark.parametrize("what", ["signal=KILL", "error=ENOMEM"])
+    def test_where_it_does_not_get_to_its_first_line_the_next_hook_delivers(
+        self, box: Instance, calls: Sequence[str], what: str
+    ) -> None:
+        """Between the spawning and the exec it makes these calls, which the hook does not make."""
+        name, colon, when = calls[0].partition(":")
+        options = ["-f", "-e", f"trace={name}", "-e", f"inject={name}:{what}{colon}{when}"]
+        result = box.hook(user="first", wrapper=strace([*options, *calls[1:]]))
+        assert result.returncode == 0
+        if "error" in what:
+            box.syslog.wait_for("can't start a deliverer")
+        eventually(lambda: not box.deliverers())
+        assert [*waiting(box)] == ["first"]
+        assert box.hook(user="second").returncode == 0
+        box.eventbridge.wait_for(2)
+        assert arrived(box) == {"first": 1, "second": 1}
 
 
 class TestUnpacking:
     def packed(self, artifact: Path) -> dict[str, bytes]:
         """What a whole cache holds."""
-        with zipfile.ZipFile(artifact) as archive:
-            packed = io.BytesIO(archive.read("site-packages.zip"))
-        with zipfile.ZipFile(packed) as file:
-            return {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(artifact) as file:
+            names = [name for name in file.namelist() if name.startswith("site-packages/")]
+            return {name: file.read(name) for name in names}
 
     def test_killed_at_any_call_it_is_done_again(self, box: Instance, artifact: Path) -> None:
         """A cache is never used by half."""
@@ -400,7 +416,7 @@ class TestUnpacking:
         calls = calls_in(box.read(TRACE))
         mine = [n for n, call in enumerate(calls) if CACHE in call.line]
         calls = calls[mine[0] : mine[-1] + 1]
-        special = re.compile(r'flock|\.complete|_lock"|rename\("[^"]*\.tmp"')
+        special = re.compile(r"flock|rename")
         changing = [
             call for call in calls if CHANGING.fullmatch(call.name) or "O_CREAT" in call.line
         ]
@@ -424,28 +440,24 @@ class TestUnpacking:
 
         walk(artifact, chosen, part)
 
-    def test_a_power_cut_may_leave_empty_files(self, box: Instance, artifact: Path) -> None:
-        """As file systems do that write names before contents."""
+    def test_all_of_it_is_on_disk_before_it_counts(self, box: Instance, artifact: Path) -> None:
+        """Also what Python compiles: it would write that later, as it goes, and not care whether it
+        reaches the disk. A torn one would be in the way of every delivery to come."""
+        self.empty_cache(box)
+        accept(box, "traced")
+        assert box.run([*strace(["-y"], TRACE), TATTLE, "flush"]).returncode == 0
+        calls = calls_in(box.read(TRACE))
+        (named,) = [n for n, call in enumerate(calls) if re.match(rf'rename\("{CACHE}', call.line)]
+        synced = {
+            re.sub(rf".*<{CACHE}/\.?([^>]*)>.*", r"\1", call.line)
+            for call in calls[:named]
+            if call.name == "fsync" and f"<{CACHE}/." in call.line
+        }
         build = self.check_cache(box, self.packed(artifact))
-        (build / ".complete").unlink()
-        for path in build.rglob("*"):
-            if path.is_file():
-                os.truncate(path, 0)
-        accept(box, "after")
-        flush(box)
-        assert arrived(box) == {"after": 1}
-        self.check_cache(box, self.packed(artifact))
-
-    def test_what_python_compiles_is_there_before_the_cache_counts_as_whole(
-        self, box: Instance, artifact: Path
-    ) -> None:
-        """Python would write it later, as it goes, and not care whether it reaches the disk: a torn
-        one would be in the way of every delivery to come."""
-        build = self.check_cache(box, self.packed(artifact))
-        complete = (build / ".complete").stat().st_mtime_ns
-        compiled = [path.stat().st_mtime_ns for path in build.rglob("*.pyc")]
-        assert len(compiled) == len(list(build.rglob("*.py")))
-        assert max(compiled) <= complete
+        there = {str(path.relative_to(build.parent)) for path in [build, *build.rglob("*")]}
+        assert synced == there
+        assert len([*build.rglob("*.pyc")]) == len([*build.rglob("*.py")])
+        assert "fsync" in {call.name for call in calls[named : named + 10]}
 
     def test_what_delivers_is_compiled(self, box: Instance) -> None:
         """In the archive nothing is, and Python compiles a module there twice."""
@@ -454,11 +466,9 @@ class TestUnpacking:
         assert box.hook(user="traced", strace=["-e", "trace=openat"]).returncode == 0
         box.eventbridge.wait_for(2)
         trace = box.read(STRACE_LOG)
-        for module in ("deliver", "config", "detail", "events", "imds", "records", "session"):
-            opened = (
-                rf'"{CACHE}/[\w-]+/site-packages/tattle/__pycache__/{module}\.[\w-]+\.pyc", .* = \d'
-            )
-            assert re.search(opened, trace), module
+        for module in ("deliver", "config", "fields", "events", "imds"):
+            compiled = rf"site-packages/tattle/delivery/__pycache__/{module}\.[\w-]+\.pyc"
+            assert re.search(rf'"{CACHE}/[\w-]+/{compiled}", .* = \d', trace), module
 
     def test_two_at_once_unpack_once(self, box: Instance, artifact: Path) -> None:
         self.empty_cache(box)
@@ -483,7 +493,7 @@ class TestUnpacking:
         box.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "t", "/var/cache"], check=True)
         assert box.hook(user="one").returncode == 0
         box.eventbridge.wait_for(1, timeout=30)
-        assert list(box.path("/run/tattle").glob("*/.complete"))
+        assert list(box.path("/run/tattle").glob("*/site-packages"))
 
     def test_with_no_room_at_all_the_event_waits(self, box: Instance) -> None:
         self.empty_cache(box)
@@ -506,8 +516,7 @@ class TestUnpacking:
 
     def check_cache(self, box: Instance, packed: dict[str, bytes]) -> Path:
         """The one build in the cache is whole, and nobody else's; its folder."""
-        (build,) = (path for path in box.path(CACHE).iterdir() if path.is_dir())
-        assert (build / ".complete").exists()
+        (build,) = box.path(CACHE).iterdir()
         for name, content in packed.items():
             assert (build / name).read_bytes() == content, name
         assert box.path(CACHE).stat().st_mode & 0o777 == 0o700

@@ -20,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -450,9 +450,21 @@ class Instance:
         return sorted(found, key=lambda process: process.pid)
 
     def deliverers(self) -> list[Process]:
-        """The processes of tattle's that are left to the first process, and alive."""
-        ours = self.processes(TATTLE)
-        return [process for process in ours if process.parent == 1 and process.state != "Z"]
+        """The processes whose standard input is a spool's lock: who delivers."""
+        return self._with_lock(".deliverer")
+
+    def standing_by(self) -> list[Process]:
+        """Who takes over from a deliverer that fails."""
+        return self._with_lock(".standby")
+
+    def _with_lock(self, name: str) -> list[Process]:
+        found = []
+        for process in self.processes(TATTLE):
+            with suppress(OSError):  # it has just ended
+                stdin = os.readlink(self._root / f"proc/{process.pid}/fd/0")
+                if os.path.basename(stdin) == name and process.state != "Z":
+                    found.append(process)
+        return found
 
     def kill(self, *processes: Process) -> None:
         """Kill processes (SIGKILL) and wait until they are gone."""
@@ -464,8 +476,9 @@ class Instance:
             time.sleep(0.005)
 
     def kill_deliverers(self) -> None:
-        while deliverers := self.deliverers():
-            self.kill(*deliverers)
+        """Kill those who deliver or stand by."""
+        while running := [*self.standing_by(), *self.deliverers()]:
+            self.kill(*running)
 
     def orphans_cpu_seconds(self) -> float:
         """CPU time of all processes that ended as orphans, deliverers for one, and of their
