@@ -45,6 +45,7 @@ SHEBANG = (
 )
 SHEBANG_LIMIT = 255  # bytes with `#!`: BINPRM_BUF_SIZE - 1 since Linux 5.1
 DOOR = "__main__.py"
+OURS = "site-packages/tattle/*.py"  # stored: what a login may read
 # The same for every build, so that an upgrade while the kernel reads the line does no harm.
 DOOR_BYTES = 3072
 ENTRY_POINT = "tattle.shell.cli:main"
@@ -182,7 +183,7 @@ def from_shiv(staged: Path, archive: Path) -> list[Entry]:
     with zipfile.ZipFile(archive) as made:
         names = sorted(name for name in made.namelist() if name != DOOR)
         build_id = json.loads(made.read("environment.json"))["build_id"]
-        rest = [Entry(n, made.read(n), not n.startswith("site-packages/tattle/")) for n in names]
+        rest = [Entry(n, made.read(n), not fnmatch(n, OURS)) for n in names]
     return [front_door(build_id), *rest]
 
 

@@ -37,7 +37,7 @@ def main(archive):  # type: ignore[no-untyped-def]
         try:
             if under_pam:
                 from tattle.login.hook import main as run
-            elif sys.argv[1:2] in (["deliver"], ["standby"]):
+            elif sys.argv[1:2] == ["deliver"]:
                 from tattle.delivery.deliver import main as run
             else:
                 from tattle.shell.cli import main as run

@@ -7,6 +7,7 @@ path: this is the deliverer's and the command line's business.
 from __future__ import annotations
 
 import compileall
+import contextlib
 import fcntl
 import json
 import os
@@ -40,19 +41,20 @@ def unpack() -> None:
 
 
 def unpack_again() -> bool:
-    """Replace an unpacked build that is damaged; False if that has been done just now.
+    """Replace the unpacked build, which is damaged or was removed; then it pays to begin anew.
 
-    Raises TattleError if there is no place to unpack to.
+    False if it has been unpacked just now: that did not help. Raises TattleError if there is no
+    place to unpack to.
     """
     archive = _archive()
     for cache in _caches():
         build = cache / _build_name(archive)
-        try:
-            if time.time() - build.stat().st_mtime < FRESH_SECONDS:
-                return False
-            shutil.rmtree(build)
-        except OSError:
-            pass  # it is not there
+        with contextlib.suppress(FileNotFoundError):
+            fresh = time.time() - build.stat().st_mtime < FRESH_SECONDS
+            if from_archive() or build in Path(tattle.__path__[0]).parents:
+                if fresh:
+                    return False
+                shutil.rmtree(build, ignore_errors=True)
     _unpacked(archive)
     return True
 
@@ -125,7 +127,7 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     new.rename(build)
     for other in build.parent.iterdir():
         if other != build:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _sync(paths: Iterable[Path]) -> None:

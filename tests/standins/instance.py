@@ -367,7 +367,7 @@ class Instance:
         """The names of the records in tattle's spool and of what is foreign there, sorted."""
         spool = self.path(SPOOL)
         names = os.listdir(spool) if spool.is_dir() else []
-        own = (".deliverer", ".standby", ".fault", ".wake")
+        own = (".deliverer", ".next", ".fault", ".wake")
         return sorted(name for name in names if name not in own)
 
     @contextmanager
@@ -376,7 +376,7 @@ class Instance:
         spool = self.path(SPOOL)
         spool.mkdir(0o700, exist_ok=True)
         with ExitStack() as held:
-            for name in (".deliverer", ".standby"):
+            for name in (".deliverer", ".next"):
                 file = held.enter_context(open(spool / name, "a"))
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield spool

@@ -1,7 +1,8 @@
 """The deliverer: empty the spool, oldest first, until EventBridge has all.
 
 A process of its own, started by a hook, which shares nothing with the login but its standard input:
-the spool, locked. Or a file in the spool, locked: then it stands by until it can be the deliverer.
+a file in the spool whose lock says that it is next. It leaves the login, and then waits for the
+lock of the deliverer.
 Nothing here forgets a record that EventBridge has not confirmed, unless it is set aside.
 """
 
@@ -12,7 +13,6 @@ import errno
 import os
 import random
 import re
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from tattle.delivery.config import Config, load
 from tattle.delivery.fault import forget, keep
 from tattle.delivery.watchdog import Heartbeat, Watch
 from tattle.errors import TattleError, log
+from tattle.login.hook import lift_limits
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, unpack, unpack_again
@@ -50,47 +51,39 @@ CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, o
 
 
 def main(arguments: list[str]) -> int:
-    """Deliver for a hook that has let its login go on. Return the exit status."""
+    """Deliver for a hook that has let its login go on; `deliver PATH`. Return the exit status."""
     leave_login()
-    if not arguments[1:] or not stat.S_ISREG(os.fstat(0).st_mode):
-        return os.EX_USAGE  # a hook's business, not a person's
     try:
         if from_archive():
             # Either nothing is unpacked, or the front door could not use it.
             if unpack_again() and "again" not in arguments:
-                run_again(*arguments[:2], "again")
+                os.execve(sys.argv[0], [*sys.argv, "again"], {})
             unpack()
         else:
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     except TattleError as error:
         log(f"events wait in the spool: {error}")  # tried again, and told, with each event
     try:
-        status = deliver_until_empty(inherited_spool(*arguments[:2]))
+        spool = Spool(arguments[1])
+        Watch(spool).wait()
+        os.dup2(spool.lock_fd, 0)  # lets go of the lock of who is next
+        os.close(spool.lock_fd)
+        spool.lock_fd = 0
+        status = deliver_until_empty(spool)
     except (OSError, TattleError) as error:
         log(f"events wait in the spool: {error}")
         status = os.EX_UNAVAILABLE
     os._exit(status)  # nothing is left to do
 
 
-def inherited_spool(role: str, path: str) -> Spool:
-    """Return the spool whose lock is standard input, or comes to be: who stands by waits for it."""
-    spool = Spool(path)
-    spool.lock_fd = 0
-    if role == "standby":
-        Watch(spool).wait()
-        os.dup2(spool.lock_fd, 0)  # and lets go of the lock of who stands by
-        os.close(spool.lock_fd)
-        spool.lock_fd = 0
-    return spool
-
-
-def run_again(*arguments: str) -> NoReturn:
-    """Begin anew, with the same standard input."""
-    os.execve(sys.argv[0], [sys.argv[0], *arguments], {})
+def run_again(spool: Spool) -> NoReturn:
+    """Let go of the lock and begin anew, from what is unpacked now."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execve(sys.argv[0], [sys.argv[0], "deliver", spool.path], {})
 
 
 def leave_login() -> None:
-    """Leave what the login could hold: its cgroup, session, folder, and priority."""
+    """Leave what the login could hold: its cgroup, session, folder, limits and priority."""
     for hierarchy in CGROUPS:
         with contextlib.suppress(OSError):  # it may not be there, or not ours to write
             Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
@@ -98,6 +91,7 @@ def leave_login() -> None:
         os.setsid()
     os.chdir("/")
     os.umask(0o077)
+    lift_limits()
     os.nice(10)
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
 
@@ -216,7 +210,7 @@ class Deliverer:
             if not unpack_again():
                 raise
             log(f"the unpacked build is damaged and was unpacked again: {error!r}")
-            return run_again("deliver", self.spools[0].path)
+            return run_again(self.spools[0])
         self.publisher, self.config = publisher, config
         return publisher
 

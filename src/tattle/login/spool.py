@@ -13,16 +13,17 @@ import time
 PATH = "/var/spool/tattle"
 EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
 EMERGENCY_LIMIT = 2000  # records: about 8 MB of memory
-FREE_BYTES = 16 * 1024**2  # to leave to others, or a twentieth of a small file system
-FREE_FILES = 1024  # inodes, or a twentieth
+FREE_BYTES = 4 * 1024**2  # to leave to others, or a twentieth of a small file system
+FREE_FILES = 256  # inodes, or a twentieth
 TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-STANDBY = ".standby"  # locked by who waits to be the next deliverer
+NEXT = ".next"  # locked by who is to be the next deliverer; modified at its last sign of life
+NEXT_SILENT_SECONDS = 10.0  # without a sign of life of the next one until there is another
 FAULT = ".fault"  # what keeps events back
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, STANDBY, FAULT, WAKE)
+OWN = (REJECTED, DELIVERER, NEXT, FAULT, WAKE)
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
@@ -99,18 +100,18 @@ class Spool:
             if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
                 raise OSError(f"{EMERGENCY_LIMIT} records are waiting")
             return
+        # Free to root: users can fill what is free to them.
         disk = posix.statvfs(self.fd)
-        if disk.f_bavail * disk.f_frsize < min(FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
-            raise OSError(f"{disk.f_bavail * disk.f_frsize} bytes are free on the disk")
-        if disk.f_favail < min(
-            FREE_FILES, disk.f_files // 20
-        ):  # f_files: 0 where there is no limit
-            raise OSError(f"{disk.f_favail} inodes are free on the disk")
+        free = disk.f_bfree * disk.f_frsize
+        if free < min(FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
+            raise OSError(f"the disk is full: {free} bytes are free")
+        if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
+            raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
 
     # Delivering: behind the login's back
 
     def lock(self, name: str = DELIVERER) -> bool:
-        """Become the deliverer, or who stands by, unless somebody is. Raises OSError.
+        """Become the deliverer, or the next one, unless somebody is. Raises OSError.
 
         `lock_fd` is then the descriptor that holds the lock.
         """
@@ -121,8 +122,15 @@ class Spool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            silent = time.time() - posix.fstat(fd).st_mtime
             posix.close(fd)
-            return False
+            if name == DELIVERER or 0 <= silent < NEXT_SILENT_SECONDS:
+                return False
+            # Its user stopped it before it could leave the login. Whatever it does, a second one
+            # does no harm: they get the deliverer's lock one after the other.
+            posix.unlink(name, dir_fd=self.fd)
+            return self.lock(name)
+        posix.utime(fd)
         self.lock_fd = fd
         return True
 
