@@ -52,8 +52,8 @@ def test_what_delivers_or_stands_by_has_an_empty_environment(instance: Instance)
     with instance.session() as session:
         for user in ("first", "second"):
             assert session.hook(user=user, before=variables).returncode == 0
-    eventually(instance.standing_by)
-    for process in [*instance.deliverers(), *instance.standing_by()]:
+    eventually(instance.next_deliverers)
+    for process in [*instance.deliverers(), *instance.next_deliverers()]:
         assert instance.read(f"/proc/{process.pid}/environ") == ""
 
 

@@ -17,6 +17,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -375,10 +376,24 @@ class Instance:
         """Hold the spool's lock, so that hooks leave their records to somebody else."""
         spool = self.path(SPOOL)
         spool.mkdir(0o700, exist_ok=True)
+        let_go = threading.Event()
+
+        def show_signs_of_life() -> None:
+            while not let_go.wait(1):
+                for file in files:
+                    os.utime(file.fileno())
+
         with ExitStack() as held:
-            for name in (".deliverer", ".next"):
-                file = held.enter_context(open(spool / name, "a"))
+            files = [
+                held.enter_context(open(spool / name, "a")) for name in (".deliverer", ".next")
+            ]
+            for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                os.utime(file.fileno())
+            thread = threading.Thread(target=show_signs_of_life)
+            thread.start()
+            held.callback(thread.join)
+            held.callback(let_go.set)
             yield spool
 
     # Its processes
@@ -453,16 +468,16 @@ class Instance:
         """The processes whose standard input is a spool's lock: who delivers."""
         return self._with_lock(".deliverer")
 
-    def standing_by(self) -> list[Process]:
-        """Who takes over from a deliverer that fails."""
-        return self._with_lock(".standby")
+    def next_deliverers(self) -> list[Process]:
+        """Who waits to be the next one."""
+        return self._with_lock(".next")
 
     def _with_lock(self, name: str) -> list[Process]:
         found = []
         for process in self.processes(TATTLE):
             with suppress(OSError):  # it has just ended
                 stdin = os.readlink(self._root / f"proc/{process.pid}/fd/0")
-                if os.path.basename(stdin) == name and process.state != "Z":
+                if os.path.basename(stdin).split()[0] == name and process.state != "Z":
                     found.append(process)
         return found
 
@@ -476,8 +491,8 @@ class Instance:
             time.sleep(0.005)
 
     def kill_deliverers(self) -> None:
-        """Kill those who deliver or stand by."""
-        while running := [*self.standing_by(), *self.deliverers()]:
+        """Kill those who deliver, and who would be next."""
+        while running := [*self.next_deliverers(), *self.deliverers()]:
             self.kill(*running)
 
     def orphans_cpu_seconds(self) -> float:
