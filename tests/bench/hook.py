@@ -20,8 +20,6 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from test_outage import OUTAGES
-
 from bench.delivery import rest
 from standins.instance import SYSTEM_PYTHON, Hook, HookResult, Instance
 from standins.outages import OUTAGES
