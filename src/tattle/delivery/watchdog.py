@@ -113,9 +113,9 @@ def holders(spool: Spool) -> list[int]:
         for fd in descriptors:
             with contextlib.suppress(OSError):  # closed, or not ours to look at
                 status = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (status.st_dev, status.st_ino) == (locked.st_dev, locked.st_ino):
-                    if b"FLOCK" in Path(f"/proc/{pid}/fdinfo/{fd}").read_bytes():
-                        found.append(int(pid))
+                info = Path(f"/proc/{pid}/fdinfo/{fd}")
+                if os.path.samestat(status, locked) and b"FLOCK" in info.read_bytes():
+                    found.append(int(pid))
     return found
 
 
