@@ -22,8 +22,9 @@ DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its las
 NEXT = ".next"  # locked by who is to be the next deliverer; modified at its last sign of life
 NEXT_SILENT_SECONDS = 10.0  # without a sign of life of the next one until there is another
 FAULT = ".fault"  # what keeps events back
+FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, NEXT, FAULT, WAKE)
+OWN = (REJECTED, DELIVERER, NEXT, FAULT, FAULT_NEW, WAKE)
 
 
 def only_root_writes(status: posix.stat_result) -> bool:

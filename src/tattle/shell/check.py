@@ -236,7 +236,7 @@ def role() -> Iterator[Finding]:
 
 def endpoint(config: Config) -> Iterator[Finding]:
     try:
-        publisher = Publisher(config, 1, TIMEOUT)
+        publisher = Publisher(config, TIMEOUT)
     except TattleError as error:
         advice = f"mend {CONFIG}" if error.status == os.EX_CONFIG else LATER
         yield Finding("endpoint", False, f"can't be checked: {error}", mend(error, advice))
@@ -281,8 +281,8 @@ def unreachable(error: BotoCoreError) -> str:
 
 
 def send(config: Config) -> Iterator[Finding]:
-    try:
-        publisher = Publisher(config, 2, TIMEOUT)
+    publisher = Publisher(config, TIMEOUT)
+    for bus in config.buses():
         entry = {
             "Time": datetime.datetime.now(datetime.timezone.utc),
             "Source": config.source,
@@ -290,20 +290,16 @@ def send(config: Config) -> Iterator[Finding]:
             "DetailType": "tattle check",
             "Detail": json.dumps({"hostname": socket.gethostname()}),
         }
-        if config.event_bus:
-            entry["EventBusName"] = config.event_bus
-        (result,) = publisher.publish([entry])
-        if result.error:
-            raise result.error
-    except TattleError as error:
-        advice = {
-            os.EX_NOPERM: "the role must allow events:PutEvents on that event bus",
-            os.EX_CONFIG: f"is `event-bus` right, in {CONFIG}? and root's ~/.aws/config?",
-        }.get(error.status, LATER)
-        yield Finding("send", False, str(error), mend(error, advice))
-    else:
-        told = f"sent an event of detail-type `tattle check`: {result.event_id}"
-        yield Finding("send", True, told)
+        if bus:
+            entry["EventBusName"] = bus
+        try:
+            event_id = publisher.send(entry)
+        except TattleError as error:
+            yield Finding("send", False, str(error), error.advice)
+        else:
+            to = f" to {bus}" if bus else ""
+            found = f"sent an event of detail-type `tattle check`{to}: {event_id}"
+            yield Finding("send", True, found)
 
 
 def mend(error: TattleError, otherwise: str) -> str:

@@ -23,8 +23,7 @@ TELLING = (
     "botocore.retries",
 )
 PATIENCE = 8.0  # seconds that the smoke test takes at most, whatever hangs
-ATTEMPTS = 2  # calls in the foreground, where somebody waits:
-TIMEOUT = 3.0  # seconds for a connection, and for an answer
+TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,20 +90,17 @@ def smoke_test(options: argparse.Namespace) -> int:
     watchdog = threading.Timer(PATIENCE, lambda: give_up(waiting_for))
     watchdog.daemon = True
     watchdog.start()
-    publisher = Publisher(load(), ATTEMPTS, TIMEOUT)
-    waiting_for = f"EventBridge at {publisher.client.meta.endpoint_url}"
+    publisher = Publisher(load(), TIMEOUT)
+    url = publisher.client.meta.endpoint_url
+    waiting_for = f"EventBridge at {url}; the event may have arrived"
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
         return 0
-    (result,) = publisher.publish([entry])
+    event_id = publisher.send(entry)
     watchdog.cancel()
-    if result.error:
-        raise result.error
-    print(
-        f"sent: session {session.state} for {one_line(session.pam['PAM_USER'])}, event id",
-        result.event_id,
-    )
+    user = one_line(session.pam["PAM_USER"])
+    print(f"sent: session {session.state} for {user}, event id {event_id}")
     return 0
 
 
@@ -124,23 +120,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def flush(options: argparse.Namespace) -> int:
-    """Send what waits in the spool, and say how that went."""
-    unpack()
-    from tattle.shell import flush as flushing
+    """Have delivered what waits in the spool, and say how that went."""
+    from tattle.shell import flush
 
-    last = time.monotonic()
-
-    def progress(delivered: int, remaining: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1:
-            last = time.monotonic()
-            print(f"{delivered} delivered, {remaining} remain …", file=sys.stderr, flush=True)
-
-    delivered, remaining, error = flushing.flush(progress)
-    print(f"{delivered} delivered, {remaining} remain")
-    if remaining and error:
-        print(f"tattle: {one_line(str(error))}", file=sys.stderr)
-    return os.EX_TEMPFAIL if remaining else 0
+    return flush.main()
 
 
 def check(options: argparse.Namespace) -> int:
