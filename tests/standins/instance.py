@@ -368,7 +368,7 @@ class Instance:
         """The names of the records in tattle's spool and of what is foreign there, sorted."""
         spool = self.path(SPOOL)
         names = os.listdir(spool) if spool.is_dir() else []
-        own = (".deliverer", ".next", ".fault", ".wake")
+        own = (".deliverer", ".next", ".fault", ".fault.new", ".wake")
         return sorted(name for name in names if name not in own)
 
     @contextmanager
