@@ -3,27 +3,19 @@ that a person can read. Never another exception."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from standins.eventbridge import ENTRIES_BYTES, LONGEST_DETAIL_TYPE, check_entry
 from standins.eventbridge import entry_size as size_by_the_stand_in
 from standins.imds import identity_document
-from support import need
 from tattle.delivery import config, events
 from tattle.delivery.deliver import Deliverer
 from tattle.delivery.fields import (
@@ -34,7 +26,6 @@ from tattle.delivery.fields import (
     connection,
     detail,
     event_id,
-    fingerprint,
     session_id,
 )
 from tattle.delivery.imds import IdentityDocument
@@ -400,108 +391,6 @@ class TestTheEntry:
             "Time": 0,
         }
         assert events.entry_size(entry) == size_by_the_stand_in(entry)
-
-
-def ssh_string(content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + content
-
-
-def security_key(kind: str) -> str:
-    """A public key as a FIDO token makes it (PROTOCOL.u2f), `type base64`."""
-    if kind == "sk-ssh-ed25519@openssh.com":
-        public = Ed25519PrivateKey.generate().public_key()
-        parts = [public.public_bytes(Encoding.Raw, PublicFormat.Raw)]
-    else:
-        curve_point = ec.generate_private_key(ec.SECP256R1()).public_key()
-        point = curve_point.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        parts = [b"nistp256", point]
-    blob = b"".join(map(ssh_string, [kind.encode(), *parts, b"ssh:"]))
-    return f"{kind} {base64.b64encode(blob).decode()}"
-
-
-KINDS = {
-    "rsa": ["-t", "rsa", "-b", "2048"],
-    "rsa-3072": ["-t", "rsa", "-b", "3072"],
-    "dsa": ["-t", "dsa"],
-    "ecdsa-256": ["-t", "ecdsa", "-b", "256"],
-    "ecdsa-384": ["-t", "ecdsa", "-b", "384"],
-    "ecdsa-521": ["-t", "ecdsa", "-b", "521"],
-    "ed25519": ["-t", "ed25519"],
-    "sk-ssh-ed25519@openssh.com": None,
-    "sk-ecdsa-sha2-nistp256@openssh.com": None,
-}
-
-
-def keygen(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    quiet = ["-q", "-N", ""] if "-t" in arguments else ["-q"]
-    command = ["ssh-keygen", *quiet, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=check)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the keys of two certificate authorities."""
-    need(shutil.which("ssh-keygen"), "needs ssh-keygen")
-    folder = tmp_path_factory.mktemp("keys")
-    for authority, kind in (("ed25519-ca", "ed25519"), ("rsa-ca", "rsa")):
-        keygen("-t", kind, "-f", str(folder / authority))
-    return folder
-
-
-class TestFingerprint:
-    def as_ssh_keygen_says(self, file: Path) -> str:
-        listed = keygen("-l", "-E", "sha256", "-f", str(file))
-        return listed.stdout.split()[1]
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_it_is_what_ssh_keygen_prints_for_key_and_certificates(
-        self, kind: str, keys: Path
-    ) -> None:
-        key = keys / kind
-        public = keys / f"{kind}.pub"
-        options = KINDS[kind]
-        if options is None:
-            public.write_text(f"{security_key(kind)} comment\n")
-        else:
-            made = keygen(*options, "-f", str(key), check=False)
-            need(made.returncode == 0, f"this ssh-keygen makes no {kind}: {made.stderr}")
-        expected = self.as_ssh_keygen_says(public)
-        assert fingerprint(public.read_text()) == expected
-        assert fingerprint(" ".join(public.read_text().split()[:2])) == expected
-
-        for authority in ("ed25519-ca", "rsa-ca"):
-            for host in ([], ["-h"]):
-                sign = ["-s", str(keys / authority), "-I", "id", "-n", "ubuntu,alice", "-z", "7"]
-                keygen(*sign, *host, str(public))
-                certificate = keys / f"{kind}-cert.pub"
-                assert "-cert-v01@openssh.com " in certificate.read_text()
-                assert self.as_ssh_keygen_says(certificate) == expected
-                assert fingerprint(certificate.read_text()) == expected
-
-    @pytest.mark.parametrize(
-        "rubbish",
-        [
-            "",
-            "ssh-rsa",
-            "ssh-rsa !!!",
-            "ssh-rsa é",
-            "ssh-ed25519-cert-v01@openssh.com AAAA",
-            "ssh-ed25519-cert-v01@openssh.com " + base64.b64encode(b"\xff" * 40).decode(),
-            "nonsense-cert-v01@openssh.com " + base64.b64encode(bytes(40)).decode(),
-            "-cert-v01@openssh.com AAAAAAAAAAA=",
-        ],
-    )
-    def test_there_is_none_of_what_is_no_key(self, rubbish: str) -> None:
-        assert fingerprint(rubbish) is None
-
-    @thorough
-    @given(
-        st.sampled_from(["ssh-rsa", "ssh-dss-cert-v01@openssh.com", "x-cert-v01@openssh.com", "é"]),
-        st.one_of(st.text(), st.binary().map(lambda blob: base64.b64encode(blob).decode())),
-    )
-    def test_of_any_text_there_is_one_or_none(self, kind: str, text: str) -> None:
-        found = fingerprint(f"{kind} {text}")
-        assert found is None or (found.startswith("SHA256:") and len(found) == 50)
 
 
 BAD_VALUES = [

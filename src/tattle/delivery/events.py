@@ -184,7 +184,7 @@ class Publisher:
             try:
                 answer = self.client.put_events(Entries=entries)
                 results = [
-                    Result(one.get("EventId", ""), _refusal(one)) for one in answer["Entries"]
+                    Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
                 ]
             except CUT as error:
                 if not _was_sent(error):
@@ -317,7 +317,7 @@ def _status(code: str, http: int) -> int:
 def _advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
     if code.startswith(CLOCK_FAULT):
-        return "set the clock: chronyc makestep; else attach the instance profile again"
+        return "set the clock: sudo chronyc makestep; else attach the instance profile again"
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
@@ -350,18 +350,11 @@ def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
         ours = metadata if metadata and isinstance(e, aws.NoCredentialsError) else None
         fault = ours.fault() if ours else str(e)
         status = os.EX_NOPERM if ours and ours.reachable() else os.EX_UNAVAILABLE
-        raise TattleError(f"no credentials: {fault}", status, _role_advice(fault, ours)) from e
+        raise TattleError(
+            f"no credentials: {fault}", status, ours.advice() if ours else FIX_FILES
+        ) from e
     except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
         fault = f"EventBridge can't be reached: {error}"
         raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except aws.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
-
-
-def _role_advice(fault: str, metadata: Metadata | None) -> str:
-    """Return what to do where there are no credentials."""
-    if "AssumeRole" in fault:
-        return "the role's trust policy must let ec2.amazonaws.com assume it"
-    if metadata is None:
-        return FIX_FILES
-    return "attach an instance profile with a role: tattle recipe iam-role.yaml"
