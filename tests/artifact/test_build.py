@@ -299,7 +299,7 @@ class TestOtherTools:
 
     def test_shiv_info_reads_it(self, artifact: Path, archive: zipfile.ZipFile) -> None:
         shiv_info = "from shiv.info import main; main()"
-        command = [ROOT / ".venv/bin/python", "-Ic", shiv_info, "--json", artifact]
+        command = [str(ROOT / ".venv/bin/python"), "-Ic", shiv_info, "--json", str(artifact)]
         done = subprocess.run(command, capture_output=True, text=True)
         told = json.loads(done.stdout)
         assert told["build_id"] == json.loads(archive.read("environment.json"))["build_id"]

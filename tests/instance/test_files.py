@@ -113,7 +113,7 @@ def test_a_spool_that_is_not_roots_alone_is_not_used(instance: Instance, spoil: 
     before = listing(instance, "/var/spool")
     assert instance.hook().returncode == 0
     instance.eventbridge.wait_for(1)
-    assert "delivering from memory" in instance.syslog.wait_for(SPOOL).message
+    assert "waits in /run/tattle-spool" in instance.syslog.wait_for(SPOOL).message
     assert listing(instance, "/var/spool") == before
 
 
@@ -122,7 +122,7 @@ def test_nor_one_in_a_folder_that_somebody_else_can_write(instance: Instance, sp
     spoil(instance, "/var/spool")
     assert instance.hook().returncode == 0
     instance.eventbridge.wait_for(1)
-    assert "delivering from memory" in instance.syslog.wait_for("/var/spool").message
+    assert "waits in /run/tattle-spool" in instance.syslog.wait_for("/var/spool").message
     assert not instance.path(SPOOL).exists()
 
 
@@ -156,7 +156,7 @@ def test_what_is_not_a_record_in_the_spool_is_never_followed_or_waited_for(
     instance.run(["mkdir", f"{SPOOL}/00000000000000000003-1"], check=True)
     instance.eventbridge.set(fault=None)
     flushed = instance.run([TATTLE, "flush"])
-    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain\n")
+    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain, 3 set aside\n")
     assert len(listing(instance, f"{SPOOL}/rejected")) == 3
     assert len(instance.log()) >= 3
     assert not any("secret" in line.message for line in instance.log())

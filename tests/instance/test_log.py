@@ -68,9 +68,9 @@ ITEMS = itertools.cycle(["user", "rhost", "tty", "ruser", "service"])
 
 @pytest.mark.root
 def test_no_value_forges_a_line(instance: Instance) -> None:
-    """Delivery from memory shows a record that can't be sent."""
+    """What can't be written anywhere is shown."""
     instance.run(["touch", SPOOL], check=True)  # in the folder's place
-    instance.eventbridge.set(rejections=[Rejection("", "MalformedDetail", times=None)])
+    instance.write("/run/tattle-spool", "")
     settings: list[dict[str, Any]] = [{item: of_pam(v)} for item, v in zip(ITEMS, NAMES.values())]
     with instance.session() as session:
         session.run(*(Hook(**of_hook) for of_hook in settings))

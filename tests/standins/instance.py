@@ -384,9 +384,8 @@ class Instance:
                     os.utime(file.fileno())
 
         with ExitStack() as held:
-            files = [
-                held.enter_context(open(spool / name, "a")) for name in (".deliverer", ".next")
-            ]
+            locks = (spool / ".next", spool / ".deliverer")  # in a deliverer's order
+            files = [held.enter_context(open(path, "a")) for path in locks]
             for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 os.utime(file.fileno())

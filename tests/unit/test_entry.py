@@ -293,7 +293,7 @@ def publisher() -> Iterator[events.Publisher]:
             "[tattle]\nregion = us-east-1\nresource = arn:aws:ec2:::é\nevent-bus = audit\n"
             f"[service sudo]\nsource = sudo\nfields = {', '.join(ALL_FIELDS)}\n"
         )
-        yield events.Publisher(told, 1, 1.0)
+        yield events.Publisher(told, 1.0)
 
 
 class OneRecord:

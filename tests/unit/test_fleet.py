@@ -64,7 +64,11 @@ class TestAfterAnHourWithoutEventBridge:
     def test_without_backoff_it_would_be_one(self) -> None:
         """The simulation can fail: this is what the assertions above are worth."""
         stubborn = simulate(
-            instances=FLEET, quota=QUOTA, pauses=every_second, patience=float("inf"), outage=600
+            instances=FLEET,
+            quota=QUOTA,
+            pauses=every_second,
+            give_up_after=float("inf"),
+            outage=600,
         )
         recovery = stubborn.scenario.recovery
         assert stubborn.mean(recovery - 60, recovery) > 2 * QUOTA
