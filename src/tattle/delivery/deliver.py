@@ -19,7 +19,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tattle.delivery.config import Config, load
@@ -93,7 +92,11 @@ def leave_login() -> None:
     """Leave what the login could hold: its cgroup, session, folder, limits and priority."""
     for hierarchy in CGROUPS:
         with contextlib.suppress(OSError):  # it may not be there, or not ours to write
-            Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
+            fd = os.open(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", os.O_WRONLY)  # no O_CREAT
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
     with contextlib.suppress(OSError):
         os.setsid()
     os.chdir("/")
