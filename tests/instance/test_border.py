@@ -116,7 +116,6 @@ def test_what_stops_or_kills_all_of_a_session_stops_no_delivery(box: Instance) -
         with logged_in(box), logged_in(box):
             eventually(lambda: len(box.spool()) == 2)
             eventually(box.deliverers)
-            eventually(box.next_deliverers)
             eventually(lambda: all(NAME not in one for one in cgroups_of_deliverers(box)))
             for name in ("STOP", "KILL"):
                 for cgroup in cgroups:

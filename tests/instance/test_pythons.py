@@ -82,7 +82,8 @@ class TestUnderEach:
         done = box.run([TATTLE], env=SMOKE_TEST)
         assert (done.returncode, done.stderr) == (0, ""), done
         (entry,) = box.eventbridge.entries()
-        assert done.stdout == f"sent: session opened for test, event id {entry.event_id}\n"
+        told = f"sent: session opened for test, event id {entry.event_id}, event bus default in"
+        assert done.stdout == f"{told} us-east-1\n"
 
     def test_the_smoke_test_says_in_one_line_what_is_wrong(self, box: Instance) -> None:
         box.eventbridge.set(fault="access-denied")
@@ -96,7 +97,7 @@ class TestUnderEach:
         assert (flushed.returncode, flushed.stderr) == (0, ""), flushed
         checked = box.run([TATTLE, "check", "--send", "--json"])
         assert not DEFECT.search(checked.stdout + checked.stderr), checked
-        assert "sent" in json.dumps(json.loads(checked.stdout))
+        assert "event id" in json.dumps(json.loads(checked.stdout))
         assert len(box.eventbridge.entries()) == 1
 
 
