@@ -54,7 +54,7 @@ FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
 NICE = 10  # what else the machine does comes first
 CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
-AGAIN = "again"  # the argument of who has begun anew: once is enough
+AGAIN = "again"  # the argument of who has unpacked: if the front door can't use it, so be it
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(TattleError):  # it is met again, and kept as the fault
             repair()
             unpack()
-            begin_anew()
+            begin_anew(AGAIN)
     status = os.EX_UNAVAILABLE
     try:
         spool = Spool(arguments[1])
@@ -82,10 +82,10 @@ def main(arguments: list[str]) -> int:
     os._exit(status)  # nothing is left to do; who is next has what has just been accepted
 
 
-def begin_anew() -> NoReturn:
+def begin_anew(*arguments: str) -> NoReturn:
     """Become a fresh process, of the build that is installed and unpacked now."""
     signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlast this
-    os.execve(sys.argv[0], [*sys.argv, AGAIN], {})
+    os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 
 def leave_login() -> None:
@@ -355,7 +355,7 @@ class Deliverer:
         """Say what keeps events back: in the log once, however often it is tried."""
         if self.fault is None or str(error) != str(self.fault):
             log(f"events wait in the spool: {error}")
-            if AGAIN not in sys.argv and repair():
+            if repair():
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the lock
                 begin_anew()
         self.fault = error
