@@ -356,14 +356,14 @@ def test_of_a_batch_only_what_failed_is_sent_again(instance: Instance) -> None:
     assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain, 1 set aside\n")
     assert "InternalFailure" in done.stderr
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n")
+    assert re.fullmatch("[01] delivered, 0 remain\n", done.stdout), done  # it may be quicker
     assert usernames(instance) == ["fine", "good", "unlucky"]
     assert [call.entry_count for call in instance.eventbridge.calls()] == [4, 1]
     rejected = f"{SPOOL}/rejected/{names[2]}"
     assert "PAM_USER=malformed" in instance.read(rejected)
-    (line,) = instance.log()
-    assert rejected in line.message
-    assert "MalformedDetail" in line.message
+    (line,) = lines_with(instance, "set aside")
+    assert rejected in line
+    assert "MalformedDetail" in line
     assert instance.spool() == ["rejected"]
 
 
@@ -592,13 +592,12 @@ def test_what_a_full_disk_has_left_is_left_to_others(instance: Instance, full: s
     filler = 0
     with instance.locked(), instance.session() as session:
         assert session.hook(user="fits").returncode == 0
-        while not instance.log():
+        while len(instance.spool()) == filler + 1:
             filler += 1
             (spool / f"filler-{filler}").write_bytes(b"x" * 2**17 * ("size" in full))
             assert session.hook(user=f"u{filler}").returncode == 0
-        assert f"an event waits in {EMERGENCY}" in instance.log()[0].message
-        assert "the disk is full" in instance.log()[0].message
-        assert len(instance.spool()) == filler  # the last one is not there
+        line = instance.syslog.wait_for(f"an event waits in {EMERGENCY}")
+        assert "the disk is full" in line.message
         (spool / "filler-1").unlink()
         (spool / "filler-2").unlink()
         assert session.hook(user="fits-again").returncode == 0
