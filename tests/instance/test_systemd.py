@@ -7,9 +7,7 @@ flush does; what the kernel can forbid without systemd, it forbids.
 from __future__ import annotations
 
 import configparser
-import fcntl
 import glob
-import os
 import re
 import shlex
 import shutil
@@ -48,14 +46,8 @@ def installed(instance: Instance) -> Instance:
 
 def accept(box: Instance) -> None:
     """Have one event in the spool that nobody delivers."""
-    spool = box.path(SPOOL)
-    spool.mkdir(0o700, exist_ok=True)
-    folder = os.open(spool, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with box.locked():
         assert box.hook().returncode == 0
-    finally:
-        os.close(folder)
 
 
 def restricted(service: configparser.SectionProxy, command: list[str]) -> list[str]:
@@ -134,7 +126,9 @@ def test_the_flush_needs_no_more_than_the_service_allows(
         assert not (name in ("mprotect", "pkey_mprotect") and "PROT_EXEC" in rest), rest
         assert not re.search(r"CLONE_NEW", rest), rest
     # Nothing that it tried to write was read-only, but Python's bytecode of the standard library.
-    refused = [rest for _, rest in trace if re.search(r"= -1 (EROFS|EPERM|EACCES)", rest)]
+    # (A deliverer that begins anew has a session of its own already.)
+    calls = [rest for name, rest in trace if name != "setsid"]
+    refused = [rest for rest in calls if re.search(r"= -1 (EROFS|EPERM|EACCES)", rest)]
     assert [rest for rest in refused if "__pycache__" not in rest] == []
 
 

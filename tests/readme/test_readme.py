@@ -22,9 +22,6 @@ import pytest
 import yaml
 from botocore.config import Config as ClientConfig
 from botocore.utils import resolve_imds_endpoint_mode
-from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
-from tattle.records import is_record
-from tattle.session import parse
 
 import readme_blocks as readme
 import tattle
@@ -34,6 +31,9 @@ from standins.imds import ROLE_NOT_ASSUMABLE, Imds, identity_document, role_cred
 from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, eventually, need
 from tattle import config, deliver, pamd, process, spool
+from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
+from tattle.login.pam import parse
+from tattle.login.spool import is_record
 
 CHECKOUT = "/tmp/checkout"  # inside the instance
 PAM_FILE = "/etc/pam.d/sshd"

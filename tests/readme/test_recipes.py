@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instance import SPOOL, TATTLE, Instance
+from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, find_pythons, need
-from tattle import config
+from tattle.delivery import config
 from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.errors import TattleError
 from tattle.login.spool import is_record

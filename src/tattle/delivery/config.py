@@ -41,6 +41,11 @@ class Config:
         """Return what holds for a PAM service."""
         return self.services.get(service or "", self)
 
+    def buses(self) -> list[str]:
+        """Return the event buses that events go to, each once; "" for the default one."""
+        everywhere = [self, *self.services.values()]
+        return list(dict.fromkeys(config.event_bus or "" for config in everywhere))
+
 
 def load(path: str = PATH) -> Config:
     """Read the file, if there is one. Raises TattleError."""

@@ -9,7 +9,16 @@ import time
 from typing import NamedTuple
 
 from tattle.errors import TattleError
-from tattle.login.spool import FAULT, Spool
+from tattle.login.spool import FAULT, FAULT_NEW, Spool
+
+
+class Unanswered(TattleError):  # noqa: N818  # no fault of ours
+    """What was sent got no answer that says what became of it: it may have arrived."""
+
+    def __init__(self, reason: str) -> None:
+        message = f"EventBridge did not answer, the event may have arrived: {reason}"
+        advice = "a proxy, a firewall or a VPC endpoint that cuts connections? sudo tattle check"
+        super().__init__(message, os.EX_UNAVAILABLE, advice)
 
 
 class Fault(NamedTuple):
@@ -26,8 +35,9 @@ def keep(spool: Spool, error: TattleError, waiting: int) -> None:
     fault = Fault(time.time(), str(error), error.advice, waiting)
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(FAULT, flags, 0o600, dir_fd=spool.fd), "w") as file:
+        with open(os.open(FAULT_NEW, flags, 0o600, dir_fd=spool.fd), "w") as file:
             json.dump(fault._asdict(), file)
+        os.rename(FAULT_NEW, FAULT, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
 
 
 def last(spool: Spool) -> Fault | None:
@@ -35,7 +45,7 @@ def last(spool: Spool) -> Fault | None:
     try:
         return Fault(**json.loads(spool.read(FAULT)))
     except (OSError, ValueError, TypeError):
-        return None  # there is none, or it is being written
+        return None
 
 
 def forget(spool: Spool) -> None:

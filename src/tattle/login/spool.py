@@ -22,8 +22,9 @@ DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its las
 NEXT = ".next"  # locked by who is to be the next deliverer; modified at its last sign of life
 NEXT_SILENT_SECONDS = 10.0  # without a sign of life of the next one until there is another
 FAULT = ".fault"  # what keeps events back
+FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, NEXT, FAULT, WAKE)
+OWN = (REJECTED, DELIVERER, NEXT, FAULT, FAULT_NEW, WAKE)
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
@@ -69,7 +70,7 @@ class Spool:
 
     def accept(self, record: bytes) -> str:
         """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
-        self._check_room()
+        self.check_room()
         name = f"{time.time_ns():020d}-{posix.getpid()}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
         file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
@@ -94,7 +95,7 @@ class Spool:
             log(f"can't be sure that an event is on disk: {error}")
         return name
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
         """Raise OSError rather than fill what others need. At no cost that grows with the spool."""
         if self.path == EMERGENCY_PATH:
             if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
