@@ -28,6 +28,7 @@ SERVICES = [
 SKIPPING = {  # the line that can keep the hook from running although the session opens
     "ended-by-done": "sshd:1",
     "ended-by-sufficient": "sshd:1",
+    "hook-first-in-a-substack": None,
     "hook-in-a-substack": "sshd:1",
     "includes-of-one-kind": None,
     "jump-ends-before-the-hook": None,

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from tattle.delivery.config import Config, load
-from tattle.delivery.fault import Unanswered, forget, keep
+from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.pamd import believed
 from tattle.delivery.watchdog import Heartbeat, take_lock
 from tattle.errors import TattleError, log
@@ -75,8 +75,7 @@ def main(arguments: list[str]) -> int:
         os.dup2(spool.lock_fd, 0)  # lets go of the lock of who is next
         os.close(spool.lock_fd)
         spool.lock_fd = 0
-        if deliver_until_empty(spool):
-            status = 0
+        status = 0 if is_given_up(spool) or deliver_until_empty(spool) else os.EX_TEMPFAIL
     except (OSError, TattleError) as error:
         log(f"events wait in the spool: {error}")
     os._exit(status)  # nothing is left to do; who is next has what has just been accepted
@@ -109,6 +108,14 @@ def leave_login() -> None:
     lift_limits()
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
+
+
+def is_given_up(spool: Spool) -> bool:
+    """Tell whether the deliverer before gave up on all that waits: the next login tries again."""
+    fault, names = last(spool), spool.waiting()
+    if not fault or not fault.gave_up or not names or spool.holds(WAKE):
+        return False
+    return accepted_at(names[-1]) < fault.time
 
 
 def deliver_until_empty(spool: Spool) -> bool:
@@ -174,8 +181,9 @@ class Deliverer:
             if not fault:
                 resending = resend_pauses()
                 continue
-            self.keep_fault(fault)
-            if time.monotonic() - success > GIVE_UP_AFTER:
+            gives_up = time.monotonic() - success > GIVE_UP_AFTER
+            self.keep_fault(fault, gives_up)
+            if gives_up:
                 return False
             if isinstance(fault, Unanswered):
                 self.pause(next(resending), for_records=False)
@@ -356,17 +364,17 @@ class Deliverer:
         self.spool_of = {**{name: self.spool_of[name] for name in self.unremoved}, **found}
         return sorted(found.keys() - self.stuck)
 
-    def keep_fault(self, error: TattleError) -> None:
+    def keep_fault(self, error: TattleError, gave_up: bool) -> None:
         """Say what keeps events back: in the log once, however often it is tried."""
         if self.fault is None or str(error) != str(self.fault):
-            log(f"events wait in the spool: {error}")
             if repair():
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the lock
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # lets go of the lock
                 begin_anew()
+            log(f"events wait in the spool: {error}")
         self.fault = error
         waiting = len(self.waiting())
         for spool in self.spools:
-            keep(spool, error, waiting)
+            keep(spool, error, waiting, gave_up)
 
     def recovered(self, late: bool) -> None:
         """Say that nothing keeps events back any longer."""

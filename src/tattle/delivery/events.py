@@ -206,8 +206,9 @@ class Publisher:
         except Unanswered:
             raise
         except TattleError as error:
-            if error.status not in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL):
-                raise
+            again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
+            if not again or isinstance(error.__cause__, aws.NoCredentialsError):
+                raise  # IMDS has been asked several times
             time.sleep(SECOND_TRY_SECONDS)
             (result,) = self.publish([entry])
         if result.error:
@@ -318,6 +319,8 @@ def _advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
     if code.startswith(CLOCK_FAULT):
         return "set the clock: sudo chronyc makestep; else attach the instance profile again"
+    if "Throttl" in code or http == 429:
+        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",

@@ -28,11 +28,12 @@ class Fault(NamedTuple):
     message: str
     advice: str
     waiting: int
+    gave_up: bool = False  # the deliverer, until the next login, logout or flush
 
 
-def keep(spool: Spool, error: TattleError, waiting: int) -> None:
+def keep(spool: Spool, error: TattleError, waiting: int, gave_up: bool) -> None:
     """Keep it; where that can't be written, the log has it all the same."""
-    fault = Fault(time.time(), str(error), error.advice, waiting)
+    fault = Fault(time.time(), str(error), error.advice, waiting, gave_up)
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(os.open(FAULT_NEW, flags, 0o600, dir_fd=spool.fd), "w") as file:

@@ -76,7 +76,7 @@ class Stack:
             actions = re.findall(r"=\s*(\w+)", line.control)
             jump = max((int(action) for action in actions if action.isdecimal()), default=0)
             steps = sum(other.level == line.level for other in reach)
-            if line.control.lower() == "sufficient" or "done" in actions or jump >= steps:
+            if line.control.lower() == "sufficient" or "done" in actions or 0 < steps <= jump:
                 return line
         return None
 

@@ -187,7 +187,7 @@ def start_deliverer(spool: Spool) -> None:
     if limited():
         lift_limits()
     archive = sys.argv[0]
-    posix.posix_spawn(
+    pid = posix.posix_spawn(
         archive,
         [archive, "deliver", spool.path],
         {},
@@ -199,6 +199,10 @@ def start_deliverer(spool: Spool) -> None:
         setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals: deaf until it has left
         setsigdef=SIGNALS,
     )
+    try:
+        posix.pwrite(spool.lock_fd, b"%-10d" % pid, 0)
+    except OSError:
+        pass  # a full disk: its signs of life say enough
     spool.unlock()  # it is the new process's alone, even while --wait waits
 
 

@@ -113,7 +113,7 @@ def endpoint(config: Config) -> Iterator[Finding]:
         if abs(ahead) < CLOCK_TOLERANCE:
             yield Finding("clock", OK, message)
         else:
-            yield Finding("clock", ERROR, message, "sudo chronyc makestep")
+            yield Finding("clock", ERROR, message, "set the clock: sudo chronyc makestep")
 
 
 def send(config: Config) -> Iterator[Finding]:

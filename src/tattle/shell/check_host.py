@@ -19,12 +19,15 @@ from tattle.delivery.config import Config
 from tattle.delivery.pamd import FOLDERS, Line, Stack, services
 from tattle.errors import TattleError
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool, accepted_at, is_record
+from tattle.shell import selinux as policy
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 from tattle.trust import trusted
 
 SSHD = "/usr/sbin/sshd"
 SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
+NOTHING_BACK = "nothing keeps events back"
+NOTHING_ASIDE = "nothing was set aside"
 LATE = 60.0  # seconds that a record may wait without anything being wrong
 # The real user id of what these run is their caller's, who may then stop or kill it.
 SET_USER_ID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
@@ -215,6 +218,20 @@ def sshd_settings() -> dict[str, str]:
     raise TattleError(fault, os.EX_CONFIG, "fix that; `sudo sshd -t` checks it")
 
 
+def selinux() -> Iterator[Finding]:
+    """Look whether SELinux lets login programs use tattle."""
+    if os.geteuid() != 0:
+        yield Finding("selinux", SKIPPED, "needs root")
+        return
+    found = policy.finding()
+    if found:
+        root = ("semodule", "restorecon")
+        commands = [f"sudo {one}" if one.startswith(root) else one for one in found.commands]
+        yield Finding("selinux", ERROR, found.message, " && ".join(commands))
+    else:
+        yield Finding("selinux", OK, policy.mode())
+
+
 def spool() -> Iterator[Finding]:
     """Look at the spool's disk, at what waits, what was set aside, and why."""
     if os.geteuid() != 0:
@@ -224,6 +241,8 @@ def spool() -> Iterator[Finding]:
     yield disk()
     if not os.path.lexists(PATH):
         yield Finding("spool", OK, f"no {PATH} yet: no login since the installation")
+        yield Finding("delivery", OK, NOTHING_BACK)
+        yield Finding("rejected", OK, NOTHING_ASIDE)
     for path in (PATH, EMERGENCY_PATH):
         if os.path.lexists(path):
             try:
@@ -234,20 +253,24 @@ def spool() -> Iterator[Finding]:
 
 def disk() -> Finding:
     """Look whether the spool's disk takes more records."""
-    folder = PATH if os.path.isdir(PATH) and not os.path.islink(PATH) else os.path.dirname(PATH)
-    mount = folder
+    made = os.path.isdir(PATH) and not os.path.islink(PATH)
+    mount = PATH if made else os.path.dirname(PATH)
+    status = os.statvfs(mount)
     while not os.path.ismount(mount):
         mount = os.path.dirname(mount)
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+    if status.f_flag & os.ST_RDONLY:
         return Finding("disk", ERROR, f"{mount} is read-only", f"sudo mount -o remount,rw {mount}")
-    if os.path.isdir(PATH):
-        try:
+    full = "" if status.f_bfree and (status.f_ffree or not status.f_files) else "the disk is full"
+    try:
+        if made:
             Spool().check_room()
-        except TattleError:
-            pass  # records() tells
-        except OSError as error:
-            advice = f"make room: sudo du -xh {mount} | sort -h | tail"
-            return Finding("disk", ERROR, f"{mount} is full: {error}", advice)
+    except TattleError:
+        pass  # the spool's own finding
+    except OSError as error:
+        full = str(error)
+    if full:
+        advice = f"make room: sudo du -xh {mount} | sort -h | tail"
+        return Finding("disk", ERROR, f"{mount}: {full}", advice)
     return Finding("disk", OK, f"{mount} has room")
 
 
@@ -267,8 +290,13 @@ def records(spool: Spool) -> Iterator[Finding]:
         ago = f"{time.time() - last.time:.0f} s ago"
         yield Finding("delivery", ERROR, f"{last.message} ({ago})", last.advice)
     elif spool.path == PATH:
-        yield Finding("delivery", OK, "nothing keeps events back")
+        yield Finding("delivery", OK, NOTHING_BACK)
     yield from rejected(spool)
+
+
+def count(names: list[str], noun: str) -> str:
+    """Return how many there are, in words."""
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def rejected(spool: Spool) -> Iterator[Finding]:
@@ -278,11 +306,11 @@ def rejected(spool: Spool) -> Iterator[Finding]:
     events = [name for name in names if is_record(name)]
     others = [shlex.quote(f"{folder}/{name}") for name in names if not is_record(name)]
     if events:
-        message = f"{len(events)} events in {folder}: the log says why (journalctl -t tattle)"
+        message = f"{count(events, 'event')} in {folder}: the log says why (journalctl -t tattle)"
         back = f"sudo sh -c 'mv -n {folder}/[0-9]*-[0-9]* {spool.path}/' && sudo tattle flush"
         yield Finding("rejected", ERROR, message, f"to send them again: {back}")
     if others:
-        message = f"{len(others)} files that are no events in {folder}"
+        message = f"{count(others, 'file')} of another kind in {folder}"
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
-        yield Finding("rejected", OK, "nothing was set aside")
+        yield Finding("rejected", OK, NOTHING_ASIDE)

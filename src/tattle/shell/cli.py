@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tattle.errors import TattleError, one_line, runnable
-from tattle.unpack import unpack
+from tattle.unpack import repair, unpack
 
 if TYPE_CHECKING:
     from tattle.delivery.events import Entry
@@ -37,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started us: >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        status = run(arguments)
+        try:
+            status = run(arguments)
+        except SystemExit as end:  # argparse's, after --help for one
+            status = int(end.code or 0)
         sys.stdout.flush()
     except BrokenPipeError:  # who reads it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -56,7 +59,7 @@ def run(arguments: list[str] | None) -> int:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.DEBUG)
     try:
-        return int(options.command(options))
+        return int(attempt(options))
     except TattleError as error:
         complain(error)
         return error.status
@@ -75,6 +78,21 @@ def complain(error: TattleError) -> None:
     """Say what is wrong, and what to do about it, in one line."""
     advice = f" → {one_line(runnable(error.advice))}" if error.advice else ""
     print(f"tattle: {one_line(str(error))}{advice}", file=sys.stderr, flush=True)
+
+
+def attempt(options: argparse.Namespace) -> Any:
+    """Run the command; if it fails over a damaged unpacked build, begin anew."""
+    try:
+        return options.command(options)
+    except Exception:
+        begin_anew_if_damaged()
+        raise
+
+
+def begin_anew_if_damaged() -> None:
+    """Repair the unpacked build if it is damaged, and run the same command again."""
+    if repair():
+        os.execv(os.path.abspath(sys.argv[0]), sys.argv)
 
 
 def parser() -> Parser:
@@ -151,13 +169,13 @@ def smoke_test(options: argparse.Namespace) -> int:
     watchdog.daemon = True
     watchdog.start()
     publisher = Publisher(load(), TIMEOUT)
-    url = publisher.client.meta.endpoint_url
-    waiting_for = f"EventBridge at {url}; the event may have arrived"
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         account = publisher.document.get("accountId", NO_ACCOUNT)
         print(json.dumps(as_delivered(entry, publisher.region, account), indent=2))
         return 0
+    url = publisher.client.meta.endpoint_url
+    waiting_for = f"EventBridge at {url}; the event may have arrived"
     event_id = publisher.send(entry)
     watchdog.cancel()
     user, bus = one_line(session.pam["PAM_USER"]), entry.get("EventBusName", "default")
@@ -202,6 +220,7 @@ def flush(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Find what keeps events from arriving."""
+    begin_anew_if_damaged()
     unpack()
     from tattle.shell import check
 
