@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from standins.instance import Instance
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
+from standins.instance import Instance
 from support import ARTIFACT, clean_environment, find_pythons, need_root
 
 FOREIGN_VARIABLE = re.compile(r"AWS_|BOTO|SSL|PYTHON|.*_PROXY$|.*_CA_BUNDLE$", re.IGNORECASE)

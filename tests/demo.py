@@ -25,9 +25,9 @@ from typing import Any
 import boto3
 from moto.server import ThreadedMotoServer
 
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.ca import Ca
 from standins.imds import Imds
+from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.relay import Relay, relay
 from standins.server import bind
 from support import ARTIFACT, clean_environment

@@ -127,7 +127,7 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     new.rename(build)
     for other in build.parent.iterdir():
         if other != build:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _sync(paths: Iterable[Path]) -> None:

@@ -16,10 +16,10 @@ import pytest
 
 import demo
 from conftest import Moto, Tattle
-from standins.instance import EVENTBRIDGE_HOST, TATTLE, Instance
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds, identity_document
+from standins.instance import EVENTBRIDGE_HOST, TATTLE, Instance
 from standins.server import Answer, Asked
 from support import ROOT, find_pythons
 

@@ -23,9 +23,10 @@ import botocore
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from test_pythons import reveal
+
 from standins.instance import SYSTEM_PYTHON, TATTLE, Instance, Session
 from support import ARTIFACT, ROOT
-from test_pythons import reveal
 
 ROUNDS = 15
 CACHE = "/var/cache/tattle"

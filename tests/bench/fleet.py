@@ -25,7 +25,6 @@ if __name__ == "__main__":
 
 from botocore.retries.quota import RetryQuota
 from botocore.retries.standard import ExponentialBackoff, RetryQuotaChecker
-
 from tattle.deliver import ATTEMPTS, BATCH, LINGER, PATIENCE, backoff
 
 INSTANCES = 10_000

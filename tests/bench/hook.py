@@ -20,10 +20,11 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from test_outage import OUTAGES
+
 from bench.delivery import rest
 from standins.instance import SYSTEM_PYTHON, Hook, HookResult, Instance
 from support import ARTIFACT
-from test_outage import OUTAGES
 
 PAIRS = 60
 LOGINS = 15

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import readme_blocks as readme
-from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, TATTLE, Instance
 from standins.eventbridge import Call, EventBridge
+from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, TATTLE, Instance
 from standins.server import bind
 from support import SYSTEM_PYTHON, eventually, need
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
+from tattle.pamd import UNSECURE
 
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST
 from standins.eventbridge import Rejection
 from standins.imds import ROLE_NOT_ASSUMABLE, TOKEN_PATH, role_credentials
-from tattle.pamd import UNSECURE
+from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
 
 pytestmark = pytest.mark.root
 

@@ -12,10 +12,19 @@ from typing import Any
 
 import pytest
 
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, SPOOL, TATTLE, TTY, Instance, Text
 from standins.ca import Ca
 from standins.eventbridge import Entry
 from standins.imds import CREDENTIALS_PATH, TOKEN_PATH
+from standins.instance import (
+    EVENTBRIDGE_HOST,
+    HOSTNAME,
+    REMOTE_HOST,
+    SPOOL,
+    TATTLE,
+    TTY,
+    Instance,
+    Text,
+)
 from standins.relay import Relay, relay
 from standins.server import bind
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, Union
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from standins.instance import STRACE_LOG, TATTLE, Instance, Text
-from support import SYSTEM_PYTHON, eventually, need, need_root
-from tattle import TattleError
 from tattle.detail import detail
 from tattle.hook import moment
 from tattle.pam import trusted_block
 from tattle.session import parse
+
+from standins.instance import STRACE_LOG, TATTLE, Instance, Text
+from support import SYSTEM_PYTHON, eventually, need, need_root
+from tattle import TattleError
 
 FUZZED_BLOCKS = 10_000
 FUZZED_RUNS = 100

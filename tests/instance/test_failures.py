@@ -15,7 +15,6 @@ from typing import Any, Union
 import pytest
 
 from conftest import Tattle
-from standins.instance import EVENTBRIDGE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import (
@@ -28,6 +27,7 @@ from standins.imds import (
     identity_document,
     role_credentials,
 )
+from standins.instance import EVENTBRIDGE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from support import need, need_root
 
 PROMISED_SECONDS = 10

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tattle.files import private_folder, trusted
 
 from standins.instance import SPOOL, TATTLE, USERS, Instance
 from support import SYSTEM_PYTHON, need_root
 from tattle import TattleError
-from tattle.files import private_folder, trusted
 
 pytestmark = pytest.mark.root
 

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tattle.log import LONGEST_LINE, one_line
 
 from conftest import Tattle
-from standins.instance import SPOOL, TATTLE, Hook, Instance
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import ERRORS, AwsError, EventBridge, Rejection
 from standins.imds import TOKEN_HEADER, Imds, role_credentials
+from standins.instance import SPOOL, TATTLE, Hook, Instance
 from standins.syslogd import AUTHPRIV
 from support import eventually
 from tattle import TattleError
-from tattle.log import LONGEST_LINE, one_line
 
 FORGED = "sshd[1]: Accepted publickey for root from 10.0.0.1"
 NAMES = {

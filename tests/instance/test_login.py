@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from standins.instance import REMOTE_HOST, SPOOL, STRACE_LOG, TATTLE, Instance
 from standins.eventbridge import Rejection
+from standins.instance import REMOTE_HOST, SPOOL, STRACE_LOG, TATTLE, Instance
 from support import eventually
 
 pytestmark = pytest.mark.root

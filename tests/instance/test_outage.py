@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
 from standins import RoleCredentials
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import IDENTITY_PATH, Imds, role_credentials
+from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
 from support import ROOT, eventually
 
 if TYPE_CHECKING:
@@ -273,7 +273,6 @@ def in_process(
 ) -> InProcess:
     monkeypatch.syspath_prepend(str(ROOT / "src"))
     import botocore.endpoint
-
     import tattle.deliver
     from tattle.config import Config
     from tattle.records import Records

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from standins.instance import TATTLE, Instance
 from standins.imds import identity_document
+from standins.instance import TATTLE, Instance
 from standins.server import bind
 from support import need
 

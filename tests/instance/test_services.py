@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
 from standins.eventbridge import Entry
+from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
 from support import need_root
 
 pytestmark = pytest.mark.root

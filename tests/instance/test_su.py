@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_pythons import replace_python
 
 from standins.instance import TATTLE, Instance
 from support import find_pythons, need_root
-from test_pythons import replace_python
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_pythons import replace_python
 
 from standins.instance import TATTLE, Instance
 from support import SYSTEM_PYTHON, find_pythons, need, need_root, repacked
-from test_pythons import replace_python
 
 pytestmark = pytest.mark.root
 

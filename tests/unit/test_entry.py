@@ -19,12 +19,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from standins.eventbridge import ENTRIES_BYTES, LONGEST_DETAIL_TYPE, check_entry
-from standins.eventbridge import entry_size as size_by_the_stand_in
-from standins.imds import identity_document
-from support import need
-from tattle import EX_CONFIG, EX_DATAERR, EX_USAGE, TattleError, config, events
 from tattle.deliver import Deliverer
 from tattle.detail import (
     DEFAULT,
@@ -40,6 +34,12 @@ from tattle.detail import (
 from tattle.imds import IdentityDocument
 from tattle.pam import ITEMS, trusted_block
 from tattle.session import Session, parse
+
+from standins.eventbridge import ENTRIES_BYTES, LONGEST_DETAIL_TYPE, check_entry
+from standins.eventbridge import entry_size as size_by_the_stand_in
+from standins.imds import identity_document
+from support import need
+from tattle import EX_CONFIG, EX_DATAERR, EX_USAGE, TattleError, config, events
 
 ALL_FIELDS = (*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:Name", "tag:é")
 DOCUMENT = cast(IdentityDocument, identity_document())

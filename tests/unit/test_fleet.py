@@ -6,9 +6,9 @@ import itertools
 import random
 
 import pytest
+from tattle.deliver import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, backoff
 
 from bench.fleet import SWEEP_SECONDS, Outcome, every_second, simulate
-from tattle.deliver import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, backoff
 
 FLEET = 250
 # For so few instances what 400 requests a second, the lowest default quota, are for 10,000.

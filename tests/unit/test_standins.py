@@ -27,11 +27,11 @@ from botocore.credentials import InstanceMetadataProvider
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError, SSLError
 from botocore.utils import InstanceMetadataFetcher
 
-from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, STRACE_LOG, Hook, Instance
 from standins import ROLE_CREDENTIALS
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST, Ca
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import Imds, identity_document, role_credentials
+from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, STRACE_LOG, Hook, Instance
 from support import need, need_root
 
 TOKEN = "X-aws-ec2-metadata-token"

@@ -47,6 +47,7 @@ BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
+NICE = 10  # what else the machine does comes first
 CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
 
 
@@ -92,7 +93,7 @@ def leave_login() -> None:
     os.chdir("/")
     os.umask(0o077)
     lift_limits()
-    os.nice(10)
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
 
 

@@ -13,6 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from tattle.errors import TattleError, log
@@ -105,13 +106,16 @@ def holders(spool: Spool) -> list[int]:
     locked = os.stat(DELIVERER, dir_fd=spool.fd, follow_symlinks=False)
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended
-            for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue  # it has ended
+        for fd in descriptors:
+            with contextlib.suppress(OSError):  # closed, or not ours to look at
                 status = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (status.st_dev, status.st_ino) == (locked.st_dev, locked.st_ino):
-                    with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
-                        if b"FLOCK" in file.read():
-                            found.append(int(pid))
+                info = Path(f"/proc/{pid}/fdinfo/{fd}")
+                if os.path.samestat(status, locked) and b"FLOCK" in info.read_bytes():
+                    found.append(int(pid))
     return found
 
 

@@ -13,8 +13,8 @@ import time
 PATH = "/var/spool/tattle"
 EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
 EMERGENCY_LIMIT = 2000  # records: about 8 MB of memory
-FREE_BYTES = 16 * 1024**2  # to leave to others, or a twentieth of a small file system
-FREE_FILES = 1024  # inodes, or a twentieth
+FREE_BYTES = 4 * 1024**2  # to leave to others, or a twentieth of a small file system
+FREE_FILES = 256  # inodes, or a twentieth
 TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
@@ -100,13 +100,13 @@ class Spool:
             if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
                 raise OSError(f"{EMERGENCY_LIMIT} records are waiting")
             return
+        # Free to root: users can fill what is free to them.
         disk = posix.statvfs(self.fd)
-        if disk.f_bavail * disk.f_frsize < min(FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
-            raise OSError(f"{disk.f_bavail * disk.f_frsize} bytes are free on the disk")
-        if disk.f_favail < min(
-            FREE_FILES, disk.f_files // 20
-        ):  # f_files: 0 where there is no limit
-            raise OSError(f"{disk.f_favail} inodes are free on the disk")
+        free = disk.f_bfree * disk.f_frsize
+        if free < min(FREE_BYTES, disk.f_blocks * disk.f_frsize // 20):
+            raise OSError(f"the disk is full: {free} bytes are free")
+        if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
+            raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
 
     # Delivering: behind the login's back
 

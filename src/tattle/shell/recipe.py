@@ -17,6 +17,7 @@ HOST = (
     "tattle.path",
     "tattle.service",
     "tattle.cron",
+    "tattle.cil",
     "tattle-check.timer",
     "tattle-check.service",
 )
@@ -53,8 +54,8 @@ def purpose(name: str) -> str:
     """Return what a recipe is for, in one line."""
     if name in PURPOSES:
         return PURPOSES[name]
-    begin = f"# {name}: "
-    return next(line[len(begin) :] for line in text(name).splitlines() if line.startswith(begin))
+    lines = (line.lstrip("#; ") for line in text(name).splitlines())
+    return next(line[len(name) + 2 :] for line in lines if line.startswith(f"{name}: "))
 
 
 def text(name: str) -> str:
