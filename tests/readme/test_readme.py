@@ -29,7 +29,8 @@ from tattle.delivery import config, deliver, watchdog
 from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
 from tattle.login import hook, spool
 from tattle.login.pam import Session, parse
-from tattle.shell import recipe
+from tattle.shell import check, recipe, selinux
+from tattle.shell.finding import Finding
 
 SOURCE = ROOT / "src" / "tattle"
 CHECKOUT = "/tmp/checkout"  # inside the instance
@@ -49,14 +50,14 @@ RUN = {
     "rejected": "TestSpool",
 }
 COMPARED = {
+    "check": "TestCheck",
     "event": "TestEvent",
-    "pam-lines-su": "TestInstall",
     "pattern": "TestPattern",
     "configuration": "TestConfiguration",
 }
 NOT_RUN = {
     "build-test": "runs these tests",
-    "selinux": "needs SELinux; tests/unit/test_selinux.py tests the module",
+    "selinux": "needs SELinux; compared by TestCheck, and tests/unit/test_selinux.py tests the module",
 }
 # The same for commands inside sentences.
 RUN_INLINE = {
@@ -73,7 +74,7 @@ NOT_RUN_INLINE = {
     "semodule -r tattle": "needs SELinux",
     "semanage port -a -t http_port_t -p tcp PORT": "needs SELinux",
 }
-COMMAND = re.compile(r"(sudo|grep|\./build\.sh|semodule|semanage)\b.*")
+COMMAND = re.compile(r"(sudo [/a-z]|grep |\./build\.sh|semodule |semanage ).*")
 
 
 def session(variables: Mapping[str, str]) -> Session:
@@ -226,62 +227,73 @@ class TestInstall:
         assert bare.path(TATTLE).read_bytes() == artifact.read_bytes()
         assert "**Upgrade** by step 3 of the quick start" in readme.words()
 
-    def test_the_same_line_serves_sudo_once(self, bare: Instance) -> None:
+    def test_other_services_are_reported_once(self, bare: Instance) -> None:
         """Of two kinds: Debian's sudo-i includes nothing of sudo's, RHEL's does."""
-        stock = "@include common-session-noninteractive\n"
-        for own, lines_in_sudo_i in ((stock, 1), ("session include sudo\n", 0)):
-            bare.write("/etc/pam.d/sudo", stock)
-            bare.write("/etc/pam.d/sudo-i", own)
+        stock = "session required pam_permit.so\n"
+        line = f"{PAM_LINE.replace('pam_exec.so', 'pam_exec.so seteuid')}\n"
+        for include in ("session include ", "session\tsubstack\t", "@include "):
+            for base in ("sudo", "su"):
+                bare.write(f"/etc/pam.d/{base}", stock)
+            bare.write("/etc/pam.d/sudo-i", stock)
+            bare.write("/etc/pam.d/su-l", f"{include}su\n")
             for _ in range(2):
                 ran(run(bare, readme.text("pam-line-sudo")))
-            assert bare.read("/etc/pam.d/sudo") == f"{stock}{PAM_LINE}\n"
-            assert bare.read("/etc/pam.d/sudo-i").count(PAM_LINE) == lines_in_sudo_i
+            for own in ("sudo", "sudo-i", "su"):
+                assert bare.read(f"/etc/pam.d/{own}") == f"{stock}{line}"
+            assert bare.read("/etc/pam.d/su-l") == f"{include}su\n"
         bare.path("/etc/pam.d/sudo-i").unlink()
         ran(run(bare, readme.text("pam-line-sudo")))
         assert not bare.path("/etc/pam.d/sudo-i").exists()
 
+    def test_check_finds_nothing_wrong_with_them(self, bare: Instance) -> None:
+        blocks = ("install", "pam-line", "pam-line-sudo")
+        ran(run(bare, "".join(readme.text(name) for name in blocks)))
+        told = ran(run(bare, "sudo /usr/local/bin/tattle check"))
+        assert "pam su" in told
+
+    def test_su_runs_the_hook_by_its_lines(self, bare: Instance) -> None:
+        blocks = ("install", "pam-line-sudo")
+        bare.write("/etc/pam.d/su", bare.read("/etc/pam.d/su"))
+        ran(run(bare, "".join(readme.text(name) for name in blocks)))
+        (limits,) = (one for one in readme.code(readme.prose()) if "pam_limits.so" in one)
+        stack = bare.read("/etc/pam.d/su").splitlines()
+        bare.write("/etc/pam.d/su", "\n".join([*stack[:-1], limits, stack[-1], ""]))
+        bare.eventbridge.wait_for(1)
+        for command in (["su", "alice", "-c", "true"], ["su", "-", "alice", "-c", "true"]):
+            bare.eventbridge.clear()
+            ran(bare.run(command))
+            states = [entry.detail["session"] for entry in bare.eventbridge.wait_for(2)]
+            assert states == ["opened", "closed"]
+
     def test_the_pam_line_is_the_same_everywhere(self) -> None:
         shown = [line for one in readme.blocks() for line in one.text.splitlines()]
-        lines = [line for line in shown if "pam_exec.so /usr" in line]
+        lines = [line.replace(" seteuid", "") for line in shown if "optional" in line]
         assert len(lines) == 2
         assert all(f"'{PAM_LINE}'" in line for line in lines)
 
-    def test_su_runs_the_hook_by_the_two_lines(self, instance: Instance) -> None:
-        """As root throughout: the caller has no process that it may send a signal to."""
-        stock = instance.read("/etc/pam.d/su")
-        instance.write("/etc/pam.d/su", f"{stock}{readme.text('pam-lines-su')}")
-        instance.write("/etc/pam.d/su-l", "auth include su\naccount include su\nsession include su")
-        for command in (["su", "alice", "-c", "true"], ["su", "-", "alice", "-c", "true"]):
-            instance.eventbridge.clear()
-            ran(instance.run(command))
-            states = [entry.detail["session"] for entry in instance.eventbridge.wait_for(2)]
-            assert states == ["opened", "closed"]
-        assert readme.text("pam-lines-su").splitlines()[-1] == PAM_LINE.replace(
-            "pam_exec.so", "pam_exec.so seteuid"
-        )
-
     def test_aws_is_set_up_by_what_it_says(self, moto_server: Moto, tmp_path: Path) -> None:
-        """With the AWS CLI that the tests have; twice, as somebody might."""
-        for _ in range(2):
-            script = 'aws() { command aws --endpoint-url "$MOTO" "$@"; }\n' + readme.text("aws")
-            done = subprocess.run(
-                ["/bin/bash", "-euo", "pipefail", "-c", script],
-                cwd=ROOT,
-                env={
-                    "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-                    "HOME": str(tmp_path),
-                    "LANG": "C.UTF-8",
-                    "MOTO": moto_server.url,
-                    "AWS_CONFIG_FILE": os.devnull,
-                    "AWS_DEFAULT_REGION": "us-east-1",
-                    "AWS_ACCESS_KEY_ID": "moto",
-                    "AWS_SECRET_ACCESS_KEY": "moto",
-                },
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            ran(done)
+        """With the AWS CLI that the tests have."""
+        done = subprocess.run(
+            [
+                *("/bin/bash", "-euo", "pipefail", "-c"),
+                'aws() { command aws --endpoint-url "$MOTO" "$@"; }\n' + readme.text("aws"),
+            ],
+            cwd=ROOT,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+                "HOME": str(tmp_path),
+                "LANG": "C.UTF-8",
+                "MOTO": moto_server.url,
+                "AWS_CONFIG_FILE": os.devnull,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": "moto",
+                "AWS_SECRET_ACCESS_KEY": "moto",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        ran(done)
         stacks = moto_server.client("cloudformation").describe_stacks()["Stacks"]
         assert {one["StackName"] for one in stacks} == {"tattle-role", "tattle-mail"}
 
@@ -357,7 +369,7 @@ class TestSpool:
             f" up to {deliver.LONGEST_PAUSE:.0f} s",
             f"After {deliver.GIVE_UP_AFTER / 60:.0f} minutes without success",
             f"it ends {deliver.LINGER:.0f} s after the last event",
-            f"or {deliver.TIMEOUT:.0f} seconds pass, after a request",
+            f"or {deliver.TIMEOUT:.0f} seconds pass, before the answer",
             f"no sign of life for {watchdog.DEAD_AFTER:.0f} s",
             f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",
             f"less than {spool.FREE_BYTES >> 20} MiB or {spool.FREE_FILES} inodes",
@@ -420,6 +432,23 @@ class TestPattern:
         assert self.matched(moto_server, json.dumps(pattern)) == {("root", "10.1.2.3", "opened")}
 
 
+class TestCheck:
+    def test_the_json_is_as_it_is_shown(self) -> None:
+        shown = json.loads(readme.text("check"))
+        (finding,) = shown["findings"]
+        assert json.loads(check.as_json([Finding(**finding)])) == shown
+        assert finding["id"] in check.IDS["pam"]
+        assert "`id`, `severity` and `schema` keep their meaning" in readme.words()
+
+    def test_the_marks_are_its_own(self) -> None:
+        assert f"{check.MARKS['error']} is an error, {check.MARKS['warning']} a warning" in (
+            readme.words()
+        )
+
+    def test_what_to_do_about_selinux_is_its_advice(self) -> None:
+        assert tuple(readme.commands(readme.text("selinux"))) == selinux.INSTALL
+
+
 class TestRecipes:
     def test_the_table_links_every_recipe_in_the_lists_order(self) -> None:
         linked: list[str] = []
@@ -442,7 +471,7 @@ class TestConfiguration:
 
     def test_the_keys_are_the_sources(self) -> None:
         shown = [key for row in readme.table("key") for key in readme.code(row[0])]
-        assert shown == [*config._READERS]
+        assert shown == [*config.KEYS]
 
     def test_the_defaults_are_the_sources(self) -> None:
         plain = config.Config()
@@ -455,7 +484,9 @@ class TestConfiguration:
 
     def test_what_a_service_may_set(self) -> None:
         text = readme.words().partition("such as `[service sudo]` sets ")[2]
-        assert tuple(readme.code(text.partition(" for one PAM service")[0])) == config.PER_SERVICE
+        assert tuple(readme.code(text.partition(" for one PAM service")[0])) == tuple(
+            key for key in config.KEYS if config.KEYS[key].per_service
+        )
 
 
 class TestFields:
@@ -540,13 +571,16 @@ PROVOCATIONS: dict[str, list[Provocation]] = {
     "IMDS at … can't be reached …": [({}, {}, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": NOWHERE})],
     "IMDS at … does not answer …": [({"fault": "hang"}, {}, {})],
     "IMDS at … answers … to …": [({"fault": 403}, {}, {}), ({"fault": 404}, {}, {})],
-    "EventBridge can't be reached: …": [({}, {"fault": "reset"}, {})],
-    "EventBridge's answer makes no sense": [({}, {"fault": "rubbish"}, {})],
+    "EventBridge can't be reached: …": [({}, {"fault": "refuse"}, {})],
+    "EventBridge did not answer, the event may have arrived: …": [
+        ({}, {"fault": "rubbish"}, {}),
+        ({}, {"fault": "reset-after"}, {}),
+    ],
     "EventBridge: ThrottlingException: …": [({}, {"fault": "throttle"}, {})],
     "EventBridge: InternalException: …": [({}, {"fault": 500}, {})],
-    "no credentials: IMDS at … answers 404 …": [({"role": None}, {}, {})],
-    "no credentials: IMDS at … asked for the credentials of the role … gives …": [
-        ({"credentials": ROLE_NOT_ASSUMABLE}, {}, {}),
+    "no credentials: …": [
+        ({"role": None}, {}, {}),
+        ({"role": "web", "credentials": ROLE_NOT_ASSUMABLE}, {}, {}),
         ({"credentials": role_credentials(Token=None)}, {}, {}),
     ],
     "EventBridge: AccessDeniedException: …": [({}, {"fault": "access-denied"}, {})],
@@ -559,7 +593,7 @@ ELSEWHERE = {
     "refused: neither open_session nor close_session: …": "test_environment.py",
     "an event of … bytes: EventBridge takes less than …": "test_failures.py",
     "can't unpack botocore: …": "test_failures.py",
-    "a defect…": "there is none that could be provoked",
+    "a defect: …": "there is none that could be provoked",
     "an event is lost: …": "test_limits.py",
     "… belongs to or can be written by somebody else": "test_config.py",
     "/etc/tattle.conf, line …: …": "test_config.py",
@@ -605,7 +639,7 @@ class TestFailures:
             assert any(one.startswith(begins.strip()) for one in shown), begins
 
     def test_the_statuses_are_the_sources(self) -> None:
-        cells = [cell for row in readme.table("status") for cell in (row[0], row[2])]
+        cells = [one for row in readme.table("status") for one in f"{row[0]}, {row[2]}".split(", ")]
         used = {getattr(os, name) for name in re.findall(r"\b(?:os|posix)\.(EX_\w+)", sources())}
-        assert {*map(int, cells)} == {*used, 0, 1}
+        assert {*map(int, cells)} == {*used, *check.STATUSES.values()}
         assert {status for _, status in self.rows if status} <= used
