@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tattle.shell.finding import Finding
 
 import readme_blocks as readme
 from conftest import Moto, Tattle
@@ -30,7 +31,6 @@ from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SS
 from tattle.login import hook, spool
 from tattle.login.pam import Session, parse
 from tattle.shell import check, recipe, selinux
-from tattle.shell.finding import Finding
 
 SOURCE = ROOT / "src" / "tattle"
 CHECKOUT = "/tmp/checkout"  # inside the instance
@@ -54,10 +54,25 @@ COMPARED = {
     "event": "TestEvent",
     "pattern": "TestPattern",
     "configuration": "TestConfiguration",
+    "selinux": "TestCheck; what it installs is tested in tests/unit/test_selinux.py",
 }
 NOT_RUN = {
     "build-test": "runs these tests",
-    "selinux": "needs SELinux; compared by TestCheck, and tests/unit/test_selinux.py tests the module",
+}
+# By the heading of their first column.
+TABLES = {
+    "tattle or the log says": "TestFailures",
+    "exit status": "TestFailures",
+    "field": "TestFields",
+    "the line": "TestPamLine",
+    "on the instance": "TestRecipes",
+    "key": "TestConfiguration",
+    "folder": "TestModules",
+}
+NOT_COMPARED = {
+    "distribution": "`./build.sh distros` prints it",
+    "": "the figures: nothing is timed in a test",
+    "instead of tattle": "is about others",
 }
 # The same for commands inside sentences.
 RUN_INLINE = {
@@ -118,14 +133,17 @@ class TestBlocks:
 
     def test_every_command_is_run_or_says_why_not(self) -> None:
         """`pytest -rP` prints the counts."""
-        blocks = {one.name: one for one in readme.blocks() if one.language == "sh"}
-        assert {*blocks} == {*RUN, *NOT_RUN}
+        blocks = {one.name: one.text for one in readme.blocks()}
+        assert {*blocks} == {*RUN, *COMPARED, *NOT_RUN, ""}  # the diagram has no name
+        assert len(blocks) == len(readme.blocks())
         assert {*inline()} == {*RUN_INLINE, *NOT_RUN_INLINE}
-        run = sum(len(readme.commands(blocks[name].text)) for name in RUN) + len(RUN_INLINE)
-        others = [one for one in readme.blocks() if one.language != "sh"]
-        assert {one.name for one in others} == {*COMPARED, ""}  # the diagram has no name
+        run = sum(len(readme.commands(blocks[name])) for name in RUN) + len(RUN_INLINE)
         print(f"README.md: {len(readme.lines())} lines, {run} commands run,", end=" ")
-        print(f"{len(COMPARED)} blocks compared")
+        print(f"{len(COMPARED)} other blocks and {len(TABLES)} tables compared")
+
+    def test_every_table_is_compared_or_says_why_not(self) -> None:
+        headings = re.findall(r"(?m)^\| ?([^|\n]*?) ?\|.*\n\|-", readme.prose())
+        assert {*headings} == {*TABLES, *NOT_COMPARED}
 
     def test_shell_is_shell(self) -> None:
         for one in readme.blocks():
@@ -333,6 +351,14 @@ class TestPamLine:
         assert {one["session"] for one in instance.eventbridge.details()} == {"opened"}
 
 
+def number_of_copies() -> str:
+    """How often a deliverer sends what may have arrived: with pauses that double, until it ends."""
+    seconds, pause, copies = 0.0, deliver.RESEND_AFTER, 1
+    while seconds + pause <= deliver.GIVE_UP_AFTER:
+        seconds, pause, copies = seconds + pause, 2 * pause, copies + 1
+    return ("no", "one", "two", "three", "four", "five", "six")[copies]
+
+
 class TestSpool:
     def test_flush(self, instance: Instance) -> None:
         instance.write(f"{CHECKOUT}/here", "")
@@ -370,6 +396,7 @@ class TestSpool:
             f"After {deliver.GIVE_UP_AFTER / 60:.0f} minutes without success",
             f"it ends {deliver.LINGER:.0f} s after the last event",
             f"or {deliver.TIMEOUT:.0f} seconds pass, before the answer",
+            f"at most {number_of_copies()} copies in {deliver.GIVE_UP_AFTER / 60:.0f} minutes",
             f"no sign of life for {watchdog.DEAD_AFTER:.0f} s",
             f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",
             f"less than {spool.FREE_BYTES >> 20} MiB or {spool.FREE_FILES} inodes",
@@ -565,7 +592,7 @@ PROVOCATIONS: dict[str, list[Provocation]] = {
     "no PAM_TYPE: …": [({}, {}, {"PAM_TYPE": None})],
     "PAM_TYPE is …: …": [({}, {}, {"PAM_TYPE": "auth"})],
     "no PAM_USER: …": [({}, {}, {"PAM_USER": None})],
-    "EventBridge rejected the event: …": [
+    "EventBridge… rejected the event: …": [
         ({}, {"rejections": [Rejection("ubuntu", "MalformedDetail", "Detail is malformed.")]}, {})
     ],
     "IMDS at … can't be reached …": [({}, {}, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": NOWHERE})],
@@ -576,15 +603,15 @@ PROVOCATIONS: dict[str, list[Provocation]] = {
         ({}, {"fault": "rubbish"}, {}),
         ({}, {"fault": "reset-after"}, {}),
     ],
-    "EventBridge: ThrottlingException: …": [({}, {"fault": "throttle"}, {})],
-    "EventBridge: InternalException: …": [({}, {"fault": 500}, {})],
+    "EventBridge…: ThrottlingException: …": [({}, {"fault": "throttle"}, {})],
+    "EventBridge…: InternalException: …": [({}, {"fault": 500}, {})],
     "no credentials: …": [
         ({"role": None}, {}, {}),
         ({"role": "web", "credentials": ROLE_NOT_ASSUMABLE}, {}, {}),
         ({"credentials": role_credentials(Token=None)}, {}, {}),
     ],
-    "EventBridge: AccessDeniedException: …": [({}, {"fault": "access-denied"}, {})],
-    "EventBridge: InvalidSignatureException: …": [({}, {"clock_skew": 3600}, {})],
+    "EventBridge…: AccessDeniedException: …": [({}, {"fault": "access-denied"}, {})],
+    "EventBridge…: InvalidSignatureException: …": [({}, {"clock_skew": 3600}, {})],
     "configuration: …": [({}, {}, {"AWS_PROFILE": "nobody"})],
 }
 # Where the others are provoked.
@@ -639,7 +666,9 @@ class TestFailures:
             assert any(one.startswith(begins.strip()) for one in shown), begins
 
     def test_the_statuses_are_the_sources(self) -> None:
-        cells = [one for row in readme.table("status") for one in f"{row[0]}, {row[2]}".split(", ")]
+        cells = [
+            one for row in readme.table("exit status") for one in f"{row[0]}, {row[2]}".split(", ")
+        ]
         used = {getattr(os, name) for name in re.findall(r"\b(?:os|posix)\.(EX_\w+)", sources())}
         assert {*map(int, cells)} == {*used, *check.STATUSES.values()}
         assert {status for _, status in self.rows if status} <= used
