@@ -314,6 +314,10 @@ class TestInstall:
         ran(done)
         stacks = moto_server.client("cloudformation").describe_stacks()["Stacks"]
         assert {one["StackName"] for one in stacks} == {"tattle-role", "tattle-mail"}
+        for command in readme.commands(readme.text("aws")):  # moto asks for no capability
+            typed = re.sub(r"\\?\s+", " ", command.replace("src/tattle/recipes/", ""))
+            (name,) = re.findall(r"--template-file (\S+)", typed)
+            assert typed in re.sub(r"[#\\\s]+", " ", recipe.text(name))
 
 
 class TestPamLine:
@@ -465,6 +469,7 @@ class TestCheck:
         (finding,) = shown["findings"]
         assert json.loads(check.as_json([Finding(**finding)])) == shown
         assert finding["id"] in check.IDS["pam"]
+        assert finding["severity"] in check.STATUSES
         assert "`id`, `severity` and `schema` keep their meaning" in readme.words()
 
     def test_the_marks_are_its_own(self) -> None:
