@@ -106,6 +106,7 @@ system_packages() {
         need sudo sudo
         need cc gcc libc6-dev
         need faketime faketime
+        need unzip unzip
         need systemd-analyze systemd
         [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
     fi

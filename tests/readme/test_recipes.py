@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instance import SPOOL, TATTLE, Instance
+from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, find_pythons, need
 from tattle import config
 from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
