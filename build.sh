@@ -13,6 +13,7 @@ Usage: ./build.sh [COMMAND]
   test ARGUMENT …     build, and run some tests: names below tests/, such as unit, or pytest's options
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
   bench [ARGUMENT …]  build, then measure
+  distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
 
@@ -99,6 +100,7 @@ system_packages() {
     [[ -d /run/systemd/system ]] || need sshd openssh-server
     need ssh openssh-client
     need ip iproute2
+    if [[ $1 == distros ]]; then need debootstrap debootstrap; fi
     if [[ $1 != demo ]]; then
         need git git
         need curl curl
@@ -130,7 +132,7 @@ check_style() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_setup.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/bench/curl_tattle.sh
 }
 
 # run_tests [ARGUMENT …]: those tests or, without one, style, types and all tests.
@@ -202,6 +204,10 @@ demo)
 bench)
     prepare
     clean .venv-test/bin/python tests/bench "$@"
+    ;;
+distros)
+    prepare
+    clean .venv-test/bin/python tests/distros "$@"
     ;;
 coverage)
     prepare

@@ -41,6 +41,7 @@ from standins.server import bind
 from standins.syslogd import Line, Syslog
 
 SETUP = Path(__file__).with_name("instance_setup.sh")
+OTHER_ROOT = Path(__file__).with_name("instance_root.sh")
 SYSTEM_PYTHON = "/usr/bin/python3"
 TATTLE = "/usr/local/bin/tattle"
 SPOOL = "/var/spool/tattle"
@@ -185,6 +186,7 @@ class Instance:
     `user_readenv`: False takes `user_readenv=1` off Debian's pam_env line.
     `sshd_config`: lines that come before the stock file's.
     `spool`: a folder of the machine's to use for /var/spool, for a real disk under it.
+    `root`: a folder to use for /, of a debootstrap for one; nothing is written to it.
     """
 
     TOOLS = ("unshare", "nsenter", "setpriv", "ip", "hostname", "sshd", "ssh", "ssh-keygen")
@@ -198,7 +200,9 @@ class Instance:
         user_readenv: bool = True,
         sshd_config: Sequence[str] = (),
         spool: Path | None = None,
+        root: Path | None = None,
     ) -> None:
+        assert not (spool and root), "either of them"
         self._artifact = artifact
         self._hook_arguments = hook_arguments
         self._control = control
@@ -206,6 +210,7 @@ class Instance:
         self._sshd_config = tuple(sshd_config)
         self._sshd_running_config: tuple[str, ...] = ()
         self._spool = spool
+        self._other_root = root
         self._closing = ExitStack()
         self._originals: dict[str, bytes | None] = {}  # of files written since the last reset
         self._sshd_pid = 0
@@ -242,7 +247,6 @@ class Instance:
         )
         self._furnish()
         self.start_sshd(*self._sshd_config)
-        self._originals.clear()
         self.keep()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
@@ -252,7 +256,9 @@ class Instance:
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork"),
                 "--kill-child",
-                *("/bin/sh", str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
+                "/bin/sh",
+                *([] if self._other_root is None else [str(OTHER_ROOT), str(self._other_root)]),
+                *(str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
                 *([] if self._spool is None else [str(self._spool)]),
             ],
             env=ENVIRONMENT,
@@ -593,6 +599,7 @@ class Instance:
 
     def keep(self) -> None:
         """Have what is there now outlast a reset."""
+        self._originals.clear()
         self._pristine = self._inventory()
 
     def _inventory(self) -> dict[str, tuple[int, int, int]]:
