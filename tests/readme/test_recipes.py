@@ -125,9 +125,6 @@ class TestConfiguration:
         found = [re.findall(r"(?m)^#([a-z-]+) = ", part) for part in (main, service)]
         per_service = [key for key in config.KEYS if config.KEYS[key].per_service]
         assert found == [[*config.KEYS], per_service]
-            [*config.KEYS],
-            [key for key in config.KEYS if config.KEYS[key].per_service],
-        ]
 
     def test_the_defaults_it_shows_are_the_defaults(self) -> None:
         shown = dict(re.findall(r"(?m)^#([a-z-]+) = (.*)$", recipe.text("tattle.conf")))
