@@ -9,6 +9,7 @@ from __future__ import annotations
 import compileall
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import pwd
@@ -38,6 +39,7 @@ def unpack() -> None:
     """Make botocore importable. Raises TattleError if there is no place to unpack it to."""
     if from_archive():
         sys.path.insert(0, str(_unpacked(_archive())))
+        importlib.invalidate_caches()  # the front door looked there, and found nothing
 
 
 def unpack_again() -> bool:

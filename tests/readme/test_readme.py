@@ -247,6 +247,10 @@ class TestInstall:
 
     def test_an_upgrade_takes_the_same_commands(self, bare: Instance, artifact: Path) -> None:
         bare.write(TATTLE, "#!/bin/sh\n", 0o755)
+        cache = bare.path("/var/cache/tattle")
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(0o700)
+        (cache / "the-version-before").mkdir()  # is unpacked, and ours is not
         ran(run(bare, readme.text("install")))
         assert bare.path(TATTLE).read_bytes() == artifact.read_bytes()
         assert "**Upgrade** by step 3 of the quick start" in readme.words()
