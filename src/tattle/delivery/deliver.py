@@ -13,6 +13,7 @@ import errno
 import os
 import random
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from tattle.delivery.config import Config, load
 from tattle.delivery.fault import forget, keep
 from tattle.delivery.watchdog import Heartbeat, Watch
 from tattle.errors import TattleError, log
-from tattle.login.hook import lift_limits
+from tattle.login.hook import SIGNALS, lift_limits
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, unpack, unpack_again
@@ -88,6 +89,11 @@ def leave_login() -> None:
     for hierarchy in CGROUPS:
         with contextlib.suppress(OSError):  # it may not be there, or not ours to write
             Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
+    for number in SIGNALS:
+        usual = signal.getsignal(number)
+        signal.signal(number, signal.SIG_IGN)  # forgets what was sent to the login
+        signal.signal(number, usual)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     with contextlib.suppress(OSError):
         os.setsid()
     os.chdir("/")

@@ -187,7 +187,7 @@ def start_deliverer(spool: Spool) -> None:
             (posix.POSIX_SPAWN_OPEN, 1, "/dev/null", posix.O_RDWR, 0),
             (posix.POSIX_SPAWN_DUP2, 1, 2),
         ],
-        setsigmask=[],
+        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals: deaf until it has left
         setsigdef=SIGNALS,
     )
     spool.unlock()  # it is the new process's alone, even while --wait waits
