@@ -326,7 +326,7 @@ class TestInstall:
         for command in readme.commands(readme.text("aws")):  # moto asks for no capability
             typed = re.sub(r"[\\\s]+", " ", command.replace("src/tattle/recipes/", ""))
             (name,) = re.findall(r"--template-file (\S+)", typed)
-            assert typed in re.sub(r"[#\\\s]+", " ", recipe.text(name))
+            assert f"{typed} " in re.sub(r"[#\\\s]+", " ", recipe.text(name))
 
 
 class TestPamLine:
