@@ -1,4 +1,4 @@
-"""The units in README.md: `tattle flush` runs under every restriction that they ask for.
+"""The units among the recipes: `tattle flush` runs under every restriction that they ask for.
 
 There is no systemd where the tests run. What a restriction would forbid is looked for in what the
 flush does; what the kernel can forbid without systemd, it forbids.
@@ -15,9 +15,9 @@ import subprocess
 
 import pytest
 
-import readme_blocks as readme
 from standins.instance import SPOOL, TATTLE, Instance
 from support import need_root
+from tattle.shell import recipe
 
 CACHE = "/var/cache/tattle"
 UNITS = "/etc/systemd/system"
@@ -29,7 +29,7 @@ MOST_EXPOSURE = 2.5  # of 10, as `systemd-analyze security` counts; under 2 is "
 def service() -> configparser.SectionProxy:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(readme.text("tattle.service"))
+    unit.read_string(recipe.text("tattle.service"))
     return unit["Service"]
 
 
@@ -38,9 +38,7 @@ def installed(instance: Instance) -> Instance:
     """An instance with the units at their place."""
     need_root("systemd-analyze")
     for name in ("tattle.path", "tattle.service"):
-        text = readme.text(name)
-        assert text.startswith(f"# {UNITS}/{name}\n")
-        instance.write(f"{UNITS}/{name}", text)
+        instance.write(f"{UNITS}/{name}", recipe.text(name))
     return instance
 
 
@@ -86,7 +84,7 @@ def test_systemd_understands_the_units(installed: Instance) -> None:
     done = installed.run(["systemd-analyze", "verify", "--man=no", *names])
     assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if "tattle" in line] == []
-    installed.write(f"{UNITS}/tattle.service", readme.text("tattle.service") + "NoSuchThing=1\n")
+    installed.write(f"{UNITS}/tattle.service", recipe.text("tattle.service") + "NoSuchThing=1\n")
     done = installed.run(["systemd-analyze", "verify", "--man=no", *names])
     assert "NoSuchThing" in done.stderr  # else it would say nothing of anything
 
@@ -150,7 +148,7 @@ def test_without_room_for_its_cache_the_flush_says_so(
 
 @pytest.mark.root
 def test_the_path_unit_starts_it_only_while_records_wait(instance: Instance) -> None:
-    (pattern,) = re.findall(r"^PathExistsGlob=(.*)$", readme.text("tattle.path"), re.MULTILINE)
+    (pattern,) = re.findall(r"^PathExistsGlob=(.*)$", recipe.text("tattle.path"), re.MULTILINE)
     inside = str(instance.path("/")) + pattern
 
     def starts() -> bool:
@@ -174,4 +172,4 @@ def test_a_flush_that_fails_is_tried_again(service: configparser.SectionProxy) -
     assert service["Type"] == "oneshot"
     assert service["Restart"] == "on-failure"
     assert int(service["RestartSec"]) >= 30
-    assert "StartLimitIntervalSec=0" in readme.text("tattle.service").splitlines()
+    assert "StartLimitIntervalSec=0" in recipe.text("tattle.service").splitlines()
