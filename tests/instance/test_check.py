@@ -155,7 +155,7 @@ def test_json_carries_the_same(box: Instance) -> None:
     box.write("/home/ubuntu/ca.pem", box.ca.pem)
     box.imds.set(role=None)
     for user in ("root", "ubuntu"):
-        options = {"user": user, "env": {"AWS_CA_BUNDLE": "/home/ubuntu/ca.pem"}}
+        options: dict[str, Any] = {"user": user, "env": {"AWS_CA_BUNDLE": "/home/ubuntu/ca.pem"}}
         found = check(box, **options)
         expected = []
         for finding in found:
@@ -360,7 +360,8 @@ class TestPam:
         number = len(stock) + 1
         assert f"{PAM}:{number + 1} can be skipped by {PAM}:{number}" in finding.message
         assert box.ssh("ubuntu", "true").returncode == 0
-        assert box.spool() == box.eventbridge.entries() == []
+        assert not box.spool()
+        assert not box.eventbridge.entries()
         box.write(PAM, "".join([*stock, f"{LINE}\n", jump, "session required pam_permit.so\n"]))
         assert faults(check(box)) == {}
 
