@@ -20,13 +20,14 @@ from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST
 from standins.eventbridge import Rejection
 from standins.imds import ROLE_NOT_ASSUMABLE, TOKEN_PATH, role_credentials
 from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
-from support import eventually
+from support import ROOT, eventually
 
 pytestmark = pytest.mark.root
 
 CONF = "/etc/tattle.conf"
 AWS_CONFIG = "/root/.aws/config"
 PAM = "/etc/pam.d/sshd"
+EXAMPLE = ROOT / "tests" / "check-example.json"
 LINE = f"session optional pam_exec.so {TATTLE}"
 ARN = "arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"
 COMMANDS = (  # what an advice may begin with
@@ -155,7 +156,7 @@ def test_json_carries_the_same(box: Instance) -> None:
     box.write("/home/ubuntu/ca.pem", box.ca.pem)
     box.imds.set(role=None)
     for user in ("root", "ubuntu"):
-        options = {"user": user, "env": {"AWS_CA_BUNDLE": "/home/ubuntu/ca.pem"}}
+        options: dict[str, Any] = {"user": user, "env": {"AWS_CA_BUNDLE": "/home/ubuntu/ca.pem"}}
         found = check(box, **options)
         expected = []
         for finding in found:
@@ -166,6 +167,20 @@ def test_json_carries_the_same(box: Instance) -> None:
         assert [undated(line) for line in lines] == [undated(line) for line in expected]
         count = Counter(finding.severity for finding in found)
         assert last.startswith(f"{count['error']} errors, {count['warning']} warning")
+
+
+def test_the_documented_example_is_what_is_printed(box: Instance) -> None:
+    """check-example.json: an instance without a role, on which `su -` is not reported."""
+    box.write("/etc/pam.d/su", SU.format(TATTLE))
+    box.write("/etc/pam.d/su-l", VARIANTS["su"][1])
+    box.imds.set(role=None)
+    done = box.run([TATTLE, "check", "--json"])
+    assert (done.returncode, done.stderr) == (1, "")
+    assert without_numbers(done.stdout) == without_numbers(EXAMPLE.read_text())
+
+
+def without_numbers(text: str) -> str:
+    return re.sub(r"build \w+|[0-9]+(\.[0-9]+)*", "0", text)
 
 
 def test_every_id_is_there_whatever_could_be_looked_at(box: Instance) -> None:
@@ -360,7 +375,8 @@ class TestPam:
         number = len(stock) + 1
         assert f"{PAM}:{number + 1} can be skipped by {PAM}:{number}" in finding.message
         assert box.ssh("ubuntu", "true").returncode == 0
-        assert box.spool() == box.eventbridge.entries() == []
+        assert box.spool() == []
+        assert box.eventbridge.entries() == []
         box.write(PAM, "".join([*stock, f"{LINE}\n", jump, "session required pam_permit.so\n"]))
         assert faults(check(box)) == {}
 

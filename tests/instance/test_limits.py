@@ -145,9 +145,9 @@ def test_from_too_little_memory_to_enough_an_event_is_accepted_or_a_status_tells
     with instance.locked() as spool, instance.session() as session:
         for start in range(0, len(hooks), AT_ONCE):
             results += session.run(*hooks[start : start + AT_ONCE])
-        records = b"".join((spool / name).read_bytes() for name in instance.spool())
+        records: bytes = b"".join((spool / name).read_bytes() for name in instance.spool())
     accepted = [result.returncode == 0 for result in results]
-    assert accepted == [f"PAM_USER={hook.user}\0".encode() in records for hook in hooks]
+    assert accepted == [f"PAM_USER={wrapper[-1]}\0".encode() in records for wrapper in wrappers]
     enough = accepted.index(True)
     assert SPINS not in [result.returncode for result in results[enough:]]
     assert 5 < enough < 3 * len(hooks) // 4

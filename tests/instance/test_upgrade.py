@@ -95,7 +95,7 @@ class TestADeliverer:
         shutil.rmtree(box.path(CACHE))
         configure(box, "com.example")
         self.delivers(box, "second")
-        assert build(box)
+        assert build(box).exists()
 
 
 def test_another_python_unpacks_for_itself(box: Instance) -> None:
@@ -166,7 +166,7 @@ def test_fifty_upgrades_in_a_row_lose_nothing_and_no_hook_fails(
 
     thread = threading.Thread(target=upgrade)
     thread.start()
-    statuses = []
+    statuses: list[int] = []
     with box.session() as session:
         while not ended.is_set():
             statuses.append(session.hook(user=f"u{len(statuses)}").returncode)

@@ -470,7 +470,7 @@ class Instance:
         return sorted(found, key=lambda process: process.pid)
 
     def deliverers(self) -> list[Process]:
-        """The processes whose standard input is a spool's lock: who delivers."""
+        """The processes that hold the lock of a spool: who delivers."""
         return self._with_lock(".deliverer")
 
     def next_deliverers(self) -> list[Process]:
@@ -480,10 +480,12 @@ class Instance:
     def _with_lock(self, name: str) -> list[Process]:
         found = []
         for process in self.processes(TATTLE):
+            folder = self._root / f"proc/{process.pid}"
             with suppress(OSError):  # it has just ended
-                stdin = os.readlink(self._root / f"proc/{process.pid}/fd/0")
-                if os.path.basename(stdin).split()[0] == name and process.state != "Z":
-                    found.append(process)
+                for fd in os.listdir(folder / "fd"):
+                    opened = os.path.basename(os.readlink(folder / "fd" / fd)).split()[0]
+                    if opened == name and "FLOCK" in (folder / "fdinfo" / fd).read_text():
+                        found.append(process)
         return found
 
     def kill(self, *processes: Process) -> None:
@@ -496,8 +498,8 @@ class Instance:
             time.sleep(0.005)
 
     def kill_deliverers(self) -> None:
-        """Kill those who deliver, and who would be next."""
-        while running := [*self.next_deliverers(), *self.deliverers()]:
+        """Kill those who deliver, who are next, and who have just been started."""
+        while running := self.processes(f"{TATTLE} deliver"):
             self.kill(*running)
 
     def orphans_cpu_seconds(self) -> float:

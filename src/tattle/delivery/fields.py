@@ -1,6 +1,6 @@
 """The event's `detail`: the fields of a session event, in the order that the site asks for.
 
-Pure: a session and what IMDS told become JSON.
+A session and the identity document become JSON; ssh-keygen is asked about keys.
 """
 
 from __future__ import annotations

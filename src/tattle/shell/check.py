@@ -62,7 +62,7 @@ def findings(sending: bool) -> list[Finding]:
     try:
         config = load()
     except TattleError:
-        config = Config()  # the configuration's own probe tells
+        config = Config()  # the configuration's own probe says so
     probes: dict[str, Callable[[], Iterator[Finding]]] = {
         "host": host,
         "pam": lambda: check_host.pam(config),
@@ -114,9 +114,10 @@ def with_skipped(probe: str, found: list[Finding]) -> list[Finding]:
 
 
 def as_json(found: list[Finding]) -> str:
-    """Return the findings for a machine."""
+    """Return the findings for a machine, one a line."""
     shown = [finding._replace(advice=runnable(finding.advice))._asdict() for finding in found]
-    return json.dumps({"schema": SCHEMA, "version": __version__, "findings": shown}, indent=2)
+    lines = ",\n".join(json.dumps(finding, ensure_ascii=False) for finding in shown)
+    return f'{{"schema": {SCHEMA}, "version": "{__version__}", "findings": [\n{lines}\n]}}'
 
 
 def as_text(found: list[Finding], encoding: str, colour: bool) -> Iterator[str]:

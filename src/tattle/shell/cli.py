@@ -152,7 +152,7 @@ class Version(argparse.Action):
 
 
 def smoke_test(options: argparse.Namespace) -> int:
-    """Publish the session event that the caller's environment tells of."""
+    """Publish the session event that the caller's environment describes."""
     from tattle.login.pam import parse
 
     variables = b"\0".join(
@@ -242,7 +242,7 @@ def recipe(options: argparse.Namespace) -> int:
 
 
 def own_iam_policy() -> str:
-    """Return the IAM policy for this instance's region and account, where IMDS tells those."""
+    """Return the IAM policy for this instance's region and account, as far as IMDS says."""
     from tattle.shell import recipe as recipes
 
     try:
