@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST
 from standins.eventbridge import Rejection
 from standins.imds import (
+    CREDENTIALS_PATH,
     IDENTITY_PATH,
     ROLE_NOT_ASSUMABLE,
     TOKEN_PATH,
@@ -248,6 +249,13 @@ FAILURES = (
         eventbridge(fault=503),
         check="send",
         arguments=("--send",),
+    ),
+    Failure(
+        "no credentials: IMDS at … answers … to …",
+        69,
+        FAULTY,
+        imds(fault=500, fault_path=CREDENTIALS_PATH),
+        check="role",
     ),
     Failure(
         "no credentials: IMDS at … answers 404 to GET meta-data/iam/security-credentials/",

@@ -1000,14 +1000,26 @@ def test_a_fault_of_the_surroundings(case: Case, box: Instance) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no role", "a certificate that has ended", "a clock that is behind"]
+    ("name", "finding"),
+    [
+        ("no role", "role"),
+        ("a certificate that has ended", "endpoint"),
+        ("a clock that is behind", "clock"),
+        ("a name that does not resolve", "name"),
+    ],
 )
-def test_one_fault_is_not_taken_for_others(name: str, box: Instance) -> None:
-    """What depends on the broken thing may say that it can't tell, and no more."""
-    case = SURROUNDINGS[name]
-    case.provoke(box)
-    for finding in faults(check(box)).values():
-        assert finding.name == case.finding or finding.message.startswith("can't be checked")
+def test_one_fault_is_not_taken_for_others(name: str, finding: str, box: Instance) -> None:
+    SURROUNDINGS[name].provoke(box)
+    assert list(faults(check(box))) == [finding]
+
+
+def test_imds_that_is_off_is_named_as_the_cause_wherever_it_is_one(box: Instance) -> None:
+    box.imds.set(fault="refuse")
+    found = faults(check(box))
+    assert list(found) == ["identity", "role"]
+    for finding in found.values():
+        assert "IMDS at http://169.254.169.254/ can't be reached" in finding.message
+        assert "--http-endpoint enabled" in finding.advice
 
 
 class TestSend:

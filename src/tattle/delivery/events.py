@@ -350,7 +350,8 @@ def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
         raise TattleError(message, _status(code, http), _advice(code, http)) from error
     except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
         # A profile with credential_source has a fetcher of botocore's, of which ours knows nothing.
-        ours = metadata if metadata and isinstance(e, aws.NoCredentialsError) else None
+        of_role = isinstance(e, aws.NoCredentialsError)
+        ours = metadata if metadata and (of_role or metadata.failed()) else None
         fault = ours.fault() if ours else str(e)
         status = os.EX_NOPERM if ours and ours.reachable() else os.EX_UNAVAILABLE
         raise TattleError(

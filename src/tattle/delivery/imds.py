@@ -99,6 +99,10 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
         """Tell whether the last request got an answer that was not a fault of IMDS itself."""
         return self._session.status in (200, 404)
 
+    def failed(self) -> bool:
+        """Tell whether the last request was made, and got no such answer."""
+        return bool(self._session.advice) and not self.reachable()
+
     def get(self, path: str) -> str | None:
         """Return the text at a path, or None if there is none. Raises TattleError."""
         try:
