@@ -7,10 +7,10 @@ path: this is the deliverer's and the command line's business.
 from __future__ import annotations
 
 import compileall
-import contextlib
 import fcntl
-import importlib
+import importlib.util
 import json
+import marshal
 import os
 import pwd
 import py_compile
@@ -18,16 +18,19 @@ import shutil
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from zipimport import zipimporter
 
 import tattle
-from tattle.errors import TattleError
+from tattle.errors import TattleError, log
 from tattle.trust import private_folder
 
 CACHES = ("/var/cache/tattle", "/run/tattle")  # root's; the latter where /var is full
-FRESH_SECONDS = 3600  # what was unpacked so lately is not unpacked again: that did not help
+REPAIR_SECONDS = 3600  # until a build that was damaged, and is again, is replaced once more
+REPAIRED = "repaired"  # beside site-packages, in a build that replaces a damaged one
+PYC_HEADER = 16  # bytes, PEP 552
 
 
 def from_archive() -> bool:
@@ -39,26 +42,55 @@ def unpack() -> None:
     """Make botocore importable. Raises TattleError if there is no place to unpack it to."""
     if from_archive():
         sys.path.insert(0, str(_unpacked(_archive())))
-        importlib.invalidate_caches()  # the front door looked there, and found nothing
+        # The front door looked there before there was anything, and Python remembers that.
+        importlib.invalidate_caches()
 
 
-def unpack_again() -> bool:
-    """Replace the unpacked build, which is damaged or was removed; then it pays to begin anew.
+def repair() -> bool:
+    """Replace the unpacked build if a file of it is missing or damaged; it pays to begin anew then.
 
-    False if it has been unpacked just now: that did not help. Raises TattleError if there is no
-    place to unpack to.
+    Also if it is no longer there. Not if it was replaced within the last hour: that did not help.
     """
-    archive = _archive()
-    for cache in _caches():
-        build = cache / _build_name(archive)
-        with contextlib.suppress(FileNotFoundError):
-            fresh = time.time() - build.stat().st_mtime < FRESH_SECONDS
-            if from_archive() or build in Path(tattle.__path__[0]).parents:
-                if fresh:
-                    return False
+    try:
+        archive = _archive()
+        for cache in _caches():
+            build = cache / _build_name(archive)
+            if not build.exists():
+                continue
+            damage = _damage(archive, build)
+            if damage and time.time() - _replaced(build) > REPAIR_SECONDS:
+                log(f"damaged: {damage}: unpacking again")
                 shutil.rmtree(build, ignore_errors=True)
-    _unpacked(archive)
-    return True
+                (_unpacked(archive).parent / REPAIRED).touch()
+                return True
+    except (OSError, TattleError):
+        return False  # nowhere to repair it; what it was about is told anyway
+    # An upgrade has removed the build that this process runs from, or somebody has.
+    return not from_archive() and not os.path.exists(tattle.__path__[0])
+
+
+def _damage(archive: zipfile.ZipFile, build: Path) -> str:
+    """Return a path that is missing or not what was unpacked, if there is one."""
+    for info in archive.infolist():
+        if info.filename.startswith("site-packages/") and not info.is_dir():
+            file = build / info.filename
+            try:
+                if zlib.crc32(file.read_bytes()) != info.CRC:
+                    return str(file)
+                compiled = Path(importlib.util.cache_from_source(file))
+                if file.suffix == ".py" and compiled.exists():
+                    marshal.loads(compiled.read_bytes()[PYC_HEADER:])
+            except (OSError, EOFError, ValueError, TypeError):
+                return str(file)
+    return ""
+
+
+def _replaced(build: Path) -> float:
+    """Return when a build was replaced because it was damaged, in seconds since the epoch, or 0."""
+    try:
+        return (build / REPAIRED).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _archive() -> zipfile.ZipFile:

@@ -124,7 +124,9 @@ def test_the_flush_needs_no_more_than_the_service_allows(
         assert not (name in ("mprotect", "pkey_mprotect") and "PROT_EXEC" in rest), rest
         assert not re.search(r"CLONE_NEW", rest), rest
     # Nothing that it tried to write was read-only, but Python's bytecode of the standard library.
-    refused = [rest for _, rest in trace if re.search(r"= -1 (EROFS|EPERM|EACCES)", rest)]
+    # (A deliverer that begins anew has a session of its own already.)
+    calls = [rest for name, rest in trace if name != "setsid"]
+    refused = [rest for rest in calls if re.search(r"= -1 (EROFS|EPERM|EACCES)", rest)]
     assert [rest for rest in refused if "__pycache__" not in rest] == []
 
 

@@ -86,7 +86,12 @@ ERRORS = {
 }
 
 
-AFTER = {"reset-after": "reset", "close-after": "close", "hang-after": "hang"}
+AFTER = {
+    "reset-after": "reset",
+    "close-after": "close",
+    "hang-after": "hang",
+    "trickle-after": "trickle",
+}
 """The faults that come only once the entries were accepted, and what happens then."""
 
 
@@ -105,13 +110,15 @@ class Rejection:
 class EventBridgeSettings(Settings):
     """Faults, besides Settings': "access-denied", "throttle", "expired-token" (as AWS words them),
     "rubbish" (200 with a body that is none), "empty" (200, no body); and, after the entries were
-    accepted and recorded, "reset-after", "close-after", "hang-after"."""
+    accepted and recorded, "reset-after", "close-after", "hang-after", "trickle-after"."""
 
     fault_times: int | None = None
     """How many calls the fault spoils before it is over; None: all of them."""
     fault_share: tuple[int, int] | None = None
     """(9, 10): of each ten calls the fault spoils the first nine."""
     rejections: Sequence[Rejection] = ()
+    denied_buses: Sequence[str] = ()
+    """Event buses, by name, that the role may not send to: a call with an entry for one fails."""
     clock_skew: float = 0.0
     """Seconds by which the service's clock is ahead of the machine's."""
     certificate: str = "good"
@@ -284,6 +291,10 @@ class EventBridge(StandIn[EventBridgeSettings]):
             self._authenticate(asked)
             if fault in ERRORS:
                 raise ERRORS[str(fault)]
+            if {entry.get("EventBusName", "default") for entry in entries} & {
+                *self.settings.denied_buses
+            }:
+                raise ERRORS["access-denied"]
             check_request(entries)
         except AwsError as error:
             self._record(asked, entries, error.code)

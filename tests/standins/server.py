@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 
 CLONE_NEWNET = 0x40000000  # sched.h
 BACKLOG = 512  # connections; a burst of hooks must not be refused by accident
+TRICKLE_SECONDS = 3.0  # between two bytes: shorter than most time-outs
 PEER_POLL_SECONDS = 0.05  # how soon a withheld answer notices that its client left
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
@@ -33,7 +34,8 @@ class Settings:
 
     - "refuse": nothing listens, and open connections are reset;
     - "hang": connections are accepted and never answered;
-    - "close", "reset": a request is read, then the connection ends with FIN or with RST.
+    - "close", "reset": a request is read, then the connection ends with FIN or with RST;
+    - "trickle": a request is read, then an answer of a thousand bytes comes, one every three seconds.
 
     A number is answered as an HTTP status.
     """
@@ -76,6 +78,10 @@ class Reset(Exception):  # noqa: N818
 
 class Hang(Exception):  # noqa: N818
     """Keep the connection open and never answer."""
+
+
+class Trickle(Exception):  # noqa: N818
+    """Answer, but a byte at a time."""
 
 
 def bind(
@@ -126,7 +132,7 @@ class StandIn(Generic[SettingsType]):
 
     banner = "stand-in"
     scheme = "http"
-    faults: frozenset[str] = frozenset({"refuse", "hang", "close", "reset"})
+    faults: frozenset[str] = frozenset({"refuse", "hang", "close", "reset", "trickle"})
 
     def __init__(self, settings: SettingsType, *sockets: socket.socket) -> None:
         self._initial = settings
@@ -194,6 +200,8 @@ class StandIn(Generic[SettingsType]):
             raise HangUp
         if fault == "hang":
             raise Hang
+        if fault == "trickle":
+            raise Trickle
         raise Reset  # "refuse" too, of a request that came just before
 
     def sleep(self, seconds: float) -> None:
@@ -337,8 +345,21 @@ class _Handler(BaseHTTPRequestHandler):
         except Hang:
             self.server.hold(self.connection)
             self.close_connection = True
+        except Trickle:
+            self._trickle()
+            self.close_connection = True
         else:
             self._send(answer)
+
+    def _trickle(self) -> None:
+        """Until the client leaves, or the settings change."""
+        fault = self.server.settings.fault
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n".ljust(1000):
+            if self.server.settings.fault != fault:
+                return
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            self.server.sleep(TRICKLE_SECONDS)
 
     do_GET = do_PUT = do_POST = do_DELETE = _exchange  # noqa: N815
 

@@ -1,4 +1,4 @@
-"""/etc/tattle.conf: what a site wants otherwise. Absent is fine; the hook never reads it."""
+"""/etc/tattle.conf: overrides the defaults. Absent is fine; the hook never reads it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import configparser
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.errors import TattleError
 from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
-PER_SERVICE = ("source", "detail-type", "event-bus", "fields")
 # PutEventsRequestEntry, but for the region: there will be others
 BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
-DETAIL_TYPE_LIMIT = 128  # characters, PutEventsRequestEntry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Config:
         """Return what holds for a PAM service."""
         return self.services.get(service or "", self)
 
+    def buses(self) -> list[str]:
+        """Return the event buses that events go to, each once; "" for the default one."""
+        everywhere = [self, *self.services.values()]
+        return list(dict.fromkeys(config.event_bus or "" for config in everywhere))
+
 
 def load(path: str = PATH) -> Config:
     """Read the file, if there is one. Raises TattleError."""
@@ -52,12 +56,12 @@ def load(path: str = PATH) -> Config:
         return Config()
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
-        raise TattleError(f"{path}, line {number}: not UTF-8", os.EX_CONFIG) from None
+        raise _error(path, number, "not UTF-8") from None
     except OSError as error:
-        raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG) from error
+        raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG, f"ls -l {path}") from error
     except TattleError as error:
-        told = str(error) if str(error).startswith(path) else f"{path}: {error}"
-        raise TattleError(told, os.EX_CONFIG) from error
+        fault = str(error) if str(error).startswith(path) else f"{path}: {error}"
+        raise TattleError(fault, os.EX_CONFIG, error.advice) from error
 
 
 def parse(text: str, path: str = PATH) -> Config:
@@ -67,13 +71,13 @@ def parse(text: str, path: str = PATH) -> Config:
         parser.read_string(text, path)
     except configparser.Error as error:
         number, reason = _unparsable(error)
-        raise TattleError(f"{path}, line {number}: {reason}", os.EX_CONFIG) from None
+        raise _error(path, number, reason) from None
     config = Config()
     for section in sorted(parser.sections(), key=lambda name: name != "tattle"):
         of_service = re.fullmatch(r"service\s+(\S+)\s*", section)
         if section != "tattle" and not of_service:
             raise _fault(text, path, section, None, "expected [tattle] or [service NAME]")
-        known = PER_SERVICE if of_service else tuple(_READERS)
+        known = [key for key in KEYS if KEYS[key].per_service or not of_service]
         settings: dict[str, Any] = {}
         for key, value in parser.items(section):
             try:
@@ -81,7 +85,7 @@ def parse(text: str, path: str = PATH) -> Config:
                     raise ValueError(f"there is no such key; there are: {', '.join(known)}")
                 if "\n" in value and key != "fields":
                     raise ValueError("goes on in the next line: is that one indented by mistake?")
-                settings[key.replace("-", "_")] = _READERS[key](value)
+                settings[key.replace("-", "_")] = KEYS[key].check(value)
             except ValueError as error:
                 raise _fault(text, path, section, key, str(error)) from None
         if not of_service:
@@ -118,39 +122,44 @@ def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> 
         if within == section and (header if key is None else name == key and not header):
             where = number
             break
-    told = f"[{section}]" if key is None else f"[{section}] {key}"
-    return TattleError(f"{path}, line {where}: {told}: {reason}", os.EX_CONFIG)
+    return _error(path, where, f"[{section}]{f' {key}' if key else ''}: {reason}")
 
 
-def _text(value: str) -> str:
-    if not value or not value.isprintable():
-        raise ValueError("needs a value of printable characters")
-    return value
+def _error(path: str, number: int, reason: str) -> TattleError:
+    advice = f"fix that line: sudoedit +{number} {path}"
+    return TattleError(f"{path}, line {number}: {reason}", os.EX_CONFIG, advice)
+
+
+def _text(longest: int) -> Callable[[str], str]:
+    """Return the check for a text of so many characters."""
+
+    def check(value: str) -> str:
+        if not value or not value.isprintable():
+            raise ValueError("needs a value of printable characters")
+        if len(value) > longest:
+            raise ValueError(f"has {len(value)} characters; EventBridge takes {longest}")
+        return value
+
+    return check
 
 
 def _source(value: str) -> str:
     if value.lower().startswith("aws."):
         raise ValueError("a source may not begin with aws., EventBridge refuses it")
-    return _text(value)
+    return _text(256)(value)
 
 
 def _bus(value: str) -> str:
     if not BUS.fullmatch(value):
         raise ValueError("an event bus is a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME")
-    return value
-
-
-def _detail_type(value: str) -> str:
-    if len(value) > DETAIL_TYPE_LIMIT:
-        raise ValueError(f"a detail-type has at most {DETAIL_TYPE_LIMIT} characters")
-    return _text(value)
+    return _text(1600)(value)
 
 
 def _fields(value: str) -> tuple[str, ...]:
-    fields = tuple(re.split(r"[,\s]+", _text(" ".join(value.split()))))
+    fields = tuple(re.split(r"[,\s]+", " ".join(value.split())))
     known = {**FROM_SESSION, **FROM_SSHD, **FROM_INSTANCE}
     for field in fields:
-        if field not in known and not re.fullmatch(r"tag:.+", field):
+        if field not in known and not re.fullmatch(r"tag:[^\x00-\x1f\x7f]+", field):
             raise ValueError(f"no field {field!r}; there are: {', '.join(known)}, tag:NAME")
     return fields
 
@@ -175,7 +184,7 @@ def _file(value: str) -> str:
     except OSError as error:
         raise ValueError(f"{value}: {error.strerror}") from None
     except TattleError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error)) from error
 
 
 def _bool(value: str) -> bool:
@@ -185,16 +194,27 @@ def _bool(value: str) -> bool:
         raise ValueError("expected true or false") from None
 
 
-_READERS = {
-    "source": _source,
-    "detail-type": _detail_type,
-    "event-bus": _bus,
-    "fields": _fields,
-    "region": _region,
-    "resource": _text,
-    "endpoint-url": _url,
-    "proxy": _url,
-    "ca-bundle": _file,
-    "use-fips": _bool,
-    "use-dualstack": _bool,
+class Key(NamedTuple):
+    """A key of the file: what turns its text into the setting, and whether a service may have it.
+
+    check raises ValueError over what EventBridge or the instance would not take. Limits:
+    https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEventsRequestEntry.html
+    """
+
+    check: Callable[[str], Any]
+    per_service: bool = False
+
+
+KEYS = {
+    "source": Key(_source, per_service=True),
+    "detail-type": Key(_text(128), per_service=True),
+    "event-bus": Key(_bus, per_service=True),
+    "fields": Key(_fields, per_service=True),
+    "region": Key(_region),
+    "resource": Key(_text(2048)),
+    "endpoint-url": Key(_url),
+    "proxy": Key(_url),
+    "ca-bundle": Key(_file),
+    "use-fips": Key(_bool),
+    "use-dualstack": Key(_bool),
 }

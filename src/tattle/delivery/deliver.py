@@ -10,33 +10,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tattle.delivery.config import Config, load
-from tattle.delivery.fault import forget, keep
-from tattle.delivery.watchdog import Heartbeat, Watch
+from tattle.delivery.fault import Unanswered, forget, keep, last
+from tattle.delivery.pamd import believed
+from tattle.delivery.watchdog import Heartbeat, take_lock
 from tattle.errors import TattleError, log
 from tattle.login.hook import SIGNALS, lift_limits
 from tattle.login.pam import Session, parse
-from tattle.login.spool import EMERGENCY_PATH, PATH, WAKE, Spool, accepted_at
-from tattle.unpack import from_archive, unpack, unpack_again
+from tattle.login.spool import EMERGENCY_PATH, FAULT, PATH, WAKE, Spool, accepted_at
+from tattle.unpack import from_archive, repair, unpack
 
 if TYPE_CHECKING:
     from tattle.delivery.events import Entry, Publisher
 
-ATTEMPTS = 1  # a call: what was sent and got no answer may have arrived
 TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
-CALL_SECONDS = 120  # for a whole call, however slowly an answer trickles in
+CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
 FIRST_PAUSE = 1.0  # seconds: the upper end of the first jitter
 LONGEST_PAUSE = 60.0  # seconds
+# Seconds until what may have arrived is sent again; then twice as long, and so on. Within
+# GIVE_UP_AFTER that makes five copies at most, after 0, 60, 180, 420 and 900 s.
+RESEND_AFTER = 60.0
 GIVE_UP_AFTER = 15 * 60.0  # seconds without a success until records wait for the next hook or flush
 RECORD_WAKES_AFTER = 5.0  # seconds of a pause, so that a busy host doesn't try with every login
 LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads botocore once
@@ -50,45 +54,48 @@ FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
 NICE = 10  # what else the machine does comes first
 CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
+AGAIN = "again"  # the argument of who has unpacked: if the front door can't use it, so be it
 
 
 def main(arguments: list[str]) -> int:
-    """Deliver for a hook that has let its login go on; `deliver PATH`. Return the exit status."""
+    """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
     leave_login()
-    try:
-        if from_archive():
-            # Either nothing is unpacked, or the front door could not use it.
-            if unpack_again() and "again" not in arguments:
-                os.execve(sys.argv[0], [*sys.argv, "again"], {})
+    if not from_archive():
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    elif AGAIN not in arguments:
+        # Nothing is unpacked, or the front door could not use it.
+        with contextlib.suppress(TattleError):  # it is met again, and kept as the fault
+            repair()
             unpack()
-        else:
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    except TattleError as error:
-        log(f"events wait in the spool: {error}")  # tried again, and told, with each event
+            begin_anew(AGAIN)
+    status = os.EX_UNAVAILABLE
     try:
         spool = Spool(arguments[1])
-        Watch(spool).wait()
+        take_lock(spool, 0 if stat.S_ISREG(os.fstat(0).st_mode) else None)
         os.dup2(spool.lock_fd, 0)  # lets go of the lock of who is next
         os.close(spool.lock_fd)
         spool.lock_fd = 0
-        status = deliver_until_empty(spool)
+        status = 0 if is_given_up(spool) or deliver_until_empty(spool) else os.EX_TEMPFAIL
     except (OSError, TattleError) as error:
         log(f"events wait in the spool: {error}")
-        status = os.EX_UNAVAILABLE
-    os._exit(status)  # nothing is left to do
+    os._exit(status)  # nothing is left to do; who is next has what has just been accepted
 
 
-def run_again(spool: Spool) -> NoReturn:
-    """Let go of the lock and begin anew, from what is unpacked now."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.execve(sys.argv[0], [sys.argv[0], "deliver", spool.path], {})
+def begin_anew(*arguments: str) -> NoReturn:
+    """Become a fresh process, of the build that is installed and unpacked now."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlast this
+    os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 
 def leave_login() -> None:
     """Leave what the login could hold: its cgroup, session, folder, limits and priority."""
     for hierarchy in CGROUPS:
         with contextlib.suppress(OSError):  # it may not be there, or not ours to write
-            Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
+            fd = os.open(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", os.O_WRONLY)  # no O_CREAT
+            try:
+                os.write(fd, b"0")
+            finally:
+                os.close(fd)
     for number in SIGNALS:
         usual = signal.getsignal(number)
         signal.signal(number, signal.SIG_IGN)  # forgets what was sent to the login
@@ -103,8 +110,16 @@ def leave_login() -> None:
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
 
 
-def deliver_until_empty(spool: Spool) -> int:
-    """Deliver what waits in this spool and in the other one. Return the exit status."""
+def is_given_up(spool: Spool) -> bool:
+    """Tell whether the deliverer before gave up on all that waits: the next login tries again."""
+    fault, names = last(spool), spool.waiting()
+    if not fault or not fault.gave_up or not names or spool.holds(WAKE):
+        return False
+    return accepted_at(names[-1]) < fault.time
+
+
+def deliver_until_empty(spool: Spool) -> bool:
+    """Deliver what waits in this spool and in the other one. Tell whether nothing is left."""
     spools = [spool]
     other = EMERGENCY_PATH if spool.path == PATH else PATH
     with contextlib.suppress(OSError, TattleError):
@@ -113,15 +128,7 @@ def deliver_until_empty(spool: Spool) -> int:
             if second.lock():
                 spools.append(second)
     with Heartbeat(spools) as heartbeat:
-        deliverer = Deliverer(spools, heartbeat)
-        while True:
-            emptied = deliverer.run(LINGER)
-            for held in spools:
-                held.unlock()
-            # What was accepted after our last look found the lock taken, and left it to us.
-            if not emptied or not deliverer.waiting() or not spool.lock():
-                return 0 if emptied else os.EX_TEMPFAIL
-            spools[1:] = [held for held in spools[1:] if held.lock()]
+        return Deliverer(spools, heartbeat).run(LINGER)
 
 
 def backoff(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
@@ -133,7 +140,7 @@ def backoff(uniform: Callable[[float, float], float] = random.uniform) -> Iterat
 
 
 class Deliverer:
-    """One run of delivery, by whoever holds the lock. Nothing in it raises TattleError."""
+    """One run of delivery, by who holds the locks of these spools. It raises no TattleError."""
 
     def __init__(self, spools: list[Spool], heartbeat: Heartbeat) -> None:
         self.spools = spools
@@ -142,18 +149,19 @@ class Deliverer:
         self.publisher: Publisher | None = None
         self.config = Config()
         self.delivered = 0
-        self.fault: TattleError | None = None
+        self.fault: TattleError | None = None  # that of the last try
         self.unremoved: set[str] = set()  # records that EventBridge has
         self.stuck: set[str] = set()  # records that could not be set aside
-        self.unread: TattleError | None = None
+        self.kept_back: TattleError | None = None  # what keeps back some of a try's records
         self.called = 0.0  # time.monotonic() of the last call
 
     def run(self, linger: float) -> bool:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
         began = success = time.monotonic()
-        pauses = backoff()
+        pauses, resending = backoff(), resend_pauses()
         late = False
         while True:
+            self.answer_wake()
             names = self.waiting()
             since_call = time.monotonic() - self.called
             if 0 < len(names) < BATCH and since_call < GATHER:
@@ -170,10 +178,16 @@ class Deliverer:
             fault = self.deliver(names)
             if self.delivered > before:
                 success, pauses = time.monotonic(), backoff()
-            if fault:
-                self.keep_fault(fault, len(self.waiting()))
-                if time.monotonic() - success > GIVE_UP_AFTER:
-                    return False
+            if not fault:
+                resending = resend_pauses()
+                continue
+            gives_up = time.monotonic() - success > GIVE_UP_AFTER
+            self.keep_fault(fault, gives_up)
+            if gives_up:
+                return False
+            if isinstance(fault, Unanswered):
+                self.pause(next(resending), for_records=False)
+            else:
                 self.pause(next(pauses))
 
     def deliver(self, names: list[str]) -> TattleError | None:
@@ -181,45 +195,42 @@ class Deliverer:
 
         Stops where EventBridge can't be had; goes on where it refused single entries, or one bus.
         """
-        self.unread = None
-        faults: dict[str, TattleError] = {}  # by event bus
+        self.kept_back = None
         try:
             self.remove_delivered()
-            with self.heartbeat.at_most(CALL_SECONDS):
+            with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
                 publisher = self.current_publisher()
-            for bus, batch in self.batches(names, publisher):
-                if bus not in faults:
-                    fault = self.publish(batch, publisher)
-                    if fault:
-                        faults[bus] = fault
+            self.send(names, publisher)
         except TattleError as error:
-            if error.status != os.EX_TEMPFAIL:
-                self.publisher = None  # files, role or network: ask again when trying again
-            return error
+            self.kept_back = error
         except Exception as error:  # a defect must not take the next event's deliverer with it
-            self.publisher = None
-            return defect(error)
-        return next(iter(faults.values()), self.unread)
+            self.kept_back = defect(error)
+        if self.kept_back and self.kept_back.status != os.EX_TEMPFAIL:
+            self.publisher = None  # files, role or network: ask again when trying again
+        return self.kept_back
 
     def current_publisher(self) -> Publisher:
         """Return the publisher for the configuration as it is now. Raises TattleError."""
         config = load()
-        if self.publisher is not None and config == self.config:
-            return self.publisher
-        try:
+        if self.publisher is None or config != self.config:
             unpack()
             from tattle.delivery.events import Publisher
 
-            publisher = Publisher(config, ATTEMPTS, TIMEOUT)
-        except TattleError:
-            raise
-        except Exception as error:  # a file of the unpacked build is missing or damaged
-            if not unpack_again():
-                raise
-            log(f"the unpacked build is damaged and was unpacked again: {error!r}")
-            return run_again(self.spools[0])
-        self.publisher, self.config = publisher, config
-        return publisher
+            self.publisher, self.config = Publisher(config, TIMEOUT), config
+        return self.publisher
+
+    def send(self, names: list[str], publisher: Publisher) -> None:
+        """Send these records. Raises TattleError if that keeps back all that is left."""
+        refusing: set[str] = set()
+        for bus, batch in self.batches(names, publisher):
+            if bus not in refusing:
+                try:
+                    self.publish(batch, publisher)
+                except TattleError as error:
+                    if error.status not in (os.EX_NOPERM, os.EX_CONFIG):
+                        raise
+                    refusing.add(bus)
+                    self.kept_back = self.kept_back or error
 
     def batches(
         self, names: list[str], publisher: Publisher
@@ -231,17 +242,19 @@ class Deliverer:
         from tattle.delivery.events import SIZE_LIMIT, entry_size
 
         filling: dict[str, dict[str, Entry]] = {}
+        sizes: dict[str, int] = {}
         for name in names:
-            entry = self.entry(name, publisher)
+            with self.heartbeat.at_most(CALL_SECONDS, too_slow()):  # IMDS may be asked for a tag
+                entry = self.entry(name, publisher)
             if entry is None:
                 continue
-            bus = entry.get("EventBusName", "default")
-            batch = filling.setdefault(bus, {})
-            size = sum(map(entry_size, batch.values()))
-            if len(batch) == BATCH or size + entry_size(entry) >= SIZE_LIMIT:
+            bus, size = entry.get("EventBusName", ""), entry_size(entry)
+            batch = filling.get(bus, {})
+            if len(batch) == BATCH or sizes.get(bus, 0) + size >= SIZE_LIMIT:
                 yield bus, batch
-                batch = filling[bus] = {}
-            batch[name] = entry
+                batch, sizes[bus] = {}, 0
+            filling[bus] = {**batch, name: entry}
+            sizes[bus] = sizes.get(bus, 0) + size
         yield from filling.items()
 
     def entry(self, name: str, publisher: Publisher) -> Entry | None:
@@ -256,7 +269,8 @@ class Deliverer:
             if error.errno in FOREIGN:
                 self.set_aside(name, str(error))
             elif self.spool_of[name].holds(name):  # else somebody removed it
-                self.unread = TattleError(f"can't read {name}: {error}", os.EX_TEMPFAIL)
+                fault = f"can't read {self.spool_of[name].path}/{name}: {error.strerror}"
+                self.kept_back = TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check")
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             self.set_aside(name, f"{type(error).__name__}: {error}")  # it must not stop others
         return None
@@ -278,27 +292,26 @@ class Deliverer:
             self.stuck.add(name)
             log(f"can't set aside {name} ({reason}): {error}")
 
-    def publish(self, batch: dict[str, Entry], publisher: Publisher) -> TattleError | None:
+    def publish(self, batch: dict[str, Entry], publisher: Publisher) -> None:
         """Send one batch; remove what was accepted, set aside what never will be.
 
-        Returns what keeps some of it back; raises TattleError if that keeps back everything.
+        Raises TattleError if the call as a whole did not succeed.
         """
         self.called = time.monotonic()
         try:
-            with self.heartbeat.at_most(CALL_SECONDS):
+            too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
+            with self.heartbeat.at_most(CALL_SECONDS, too_late):
                 results = publisher.publish(list(batch.values()))
         except TattleError as error:
-            if error.status in (os.EX_NOPERM, os.EX_CONFIG):
-                return error  # this bus's, maybe
             if error.status != os.EX_DATAERR:
                 raise
             if len(batch) == 1:
                 self.set_aside(next(iter(batch)), str(error))
-                return None
-            faults = [self.publish({name: batch[name]}, publisher) for name in batch]
-            return next(filter(None, faults), None)  # the one that spoiled the call is set aside
-        fault = None
-        accepted = [n for n, result in zip(batch, results) if not result.error]
+            else:
+                for name, entry in batch.items():  # one of them spoiled the call
+                    self.publish({name: entry}, publisher)
+            return
+        accepted = [name for name, result in zip(batch, results) if not result.error]
         self.delivered += len(accepted)
         self.unremoved.update(accepted)
         self.remove_delivered()
@@ -306,13 +319,17 @@ class Deliverer:
             if refusal and refusal.status == os.EX_DATAERR:
                 self.set_aside(name, str(refusal))
             elif refusal:
-                fault = refusal
-        return fault
+                self.kept_back = refusal
 
     def remove_delivered(self) -> None:
-        """Remove what EventBridge has; what can't be removed is at least not sent a second time."""
+        """Remove what EventBridge has. Raises TattleError; it is not sent a second time then."""
         for spool in self.spools:
-            spool.remove(sorted(n for n in self.unremoved if self.spool_of[n] is spool))
+            names = sorted(name for name in self.unremoved if self.spool_of[name] is spool)
+            try:
+                spool.remove(names)
+            except OSError as error:
+                fault = f"can't remove what is delivered from {spool.path}: {error.strerror}"
+                raise TattleError(fault, os.EX_IOERR, "sudo tattle check") from error
         self.unremoved.clear()
 
     def more_within(self, seconds: float) -> bool:
@@ -324,18 +341,22 @@ class Deliverer:
                 return True
         return False
 
-    def pause(self, seconds: float) -> None:
+    def pause(self, seconds: float, for_records: bool = True) -> None:
         """Wait before trying again; a flush, or after a while a new record, cuts it short."""
         began = time.monotonic()
-        before = self.waiting()
+        newest = self.waiting()[-1:]
         while (waited := time.monotonic() - began) < seconds:
             time.sleep(min(WAKE_POLL_SECONDS, seconds - waited))
-            for spool in self.spools:
-                if spool.holds(WAKE):
-                    spool.remove([WAKE])
-                    return
-            if waited > RECORD_WAKES_AFTER and self.waiting()[-1:] != before[-1:]:
+            if any(spool.holds(WAKE) for spool in self.spools):
                 return
+            if for_records and waited > RECORD_WAKES_AFTER and self.waiting()[-1:] != newest:
+                return
+
+    def answer_wake(self) -> None:
+        """Let a flush know that this try is for it: no fault is kept but what comes of it."""
+        for spool in self.spools:
+            if spool.holds(WAKE):
+                spool.remove([FAULT, WAKE])
 
     def waiting(self) -> list[str]:
         """Return the names of the records to deliver, oldest first."""
@@ -343,29 +364,39 @@ class Deliverer:
         self.spool_of = {**{name: self.spool_of[name] for name in self.unremoved}, **found}
         return sorted(found.keys() - self.stuck)
 
-    def keep_fault(self, error: TattleError, waiting: int) -> None:
+    def keep_fault(self, error: TattleError, gave_up: bool) -> None:
         """Say what keeps events back: in the log once, however often it is tried."""
         if self.fault is None or str(error) != str(self.fault):
+            if repair():
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # lets go of the lock
+                begin_anew()
             log(f"events wait in the spool: {error}")
         self.fault = error
-        keep(self.spools[0], error, waiting)
+        waiting = len(self.waiting())
+        for spool in self.spools:
+            keep(spool, error, waiting, gave_up)
 
     def recovered(self, late: bool) -> None:
         """Say that nothing keeps events back any longer."""
         if self.fault or late:
             log(f"delivering again: {self.delivered} events that had waited are sent")
         self.fault = None
-        forget(self.spools[0])
+        for spool in self.spools:
+            forget(spool)
+
+
+def resend_pauses() -> Iterator[float]:
+    """Yield the seconds until what may have arrived is sent again."""
+    return (RESEND_AFTER * 2**count for count in itertools.count())
+
+
+def too_slow() -> TattleError:
+    """Return the error for an instance metadata service that only trickles."""
+    fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
+    return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")
 
 
 def defect(error: Exception) -> TattleError:
     """Return the error that tells of one of ours."""
     advice = "please report it, with the output of: tattle --debug"
     return TattleError(f"a defect: {type(error).__name__}: {error}", os.EX_SOFTWARE, advice)
-
-
-def believed(session: Session) -> bool:
-    """Tell whether to believe what sshd said of the connection: pamd.believed()."""
-    from tattle.delivery import pamd  # rarely asked for
-
-    return pamd.believed(session)

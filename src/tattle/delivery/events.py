@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from botocore.parsers import ResponseParserError
 from botocore.session import Session as AwsSession
 
 from tattle import __version__
-from tattle.delivery.config import Config
+from tattle.delivery.config import PATH, Config
+from tattle.delivery.fault import Unanswered
 from tattle.delivery.fields import detail
 from tattle.delivery.imds import (
     ATTEMPTS,
@@ -39,6 +42,13 @@ FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
 TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
 OUR_FAULT = ("ResourceNotFoundException", "NotAuthorizedForSource", "NotAuthorizedForDetailType")
 DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
+CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
+# What may befall a request that was sent. (HTTPClientError itself: an address that is none, say.)
+CUT = (aws.ConnectionClosedError, aws.ReadTimeoutError, aws.ResponseStreamingError)
+UNEXPECTED = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
+CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
+FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
+SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
 Entry = dict[str, Any]
 
@@ -64,7 +74,11 @@ def aws_session() -> tuple[AwsSession, Metadata]:
         )
         ca_bundle = session.get_config_variable("ca_bundle")
         if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
-            raise TattleError(f"ca_bundle: can't read {ca_bundle}", os.EX_CONFIG)
+            raise TattleError(
+                f"ca_bundle: can't read {ca_bundle}",
+                os.EX_CONFIG,
+                f"fix or remove it: ls -l {ca_bundle}",
+            )
         if os.geteuid() == 0:
             refuse_foreign_files(session)
         session.user_agent_extra = f"tattle/{__version__}"
@@ -108,7 +122,7 @@ def arn(session: AwsSession, metadata: Metadata, document: IdentityDocument) -> 
 class Publisher:
     """EventBridge and the instance whose events it is told, for one configuration."""
 
-    def __init__(self, config: Config, attempts: int, timeout: float) -> None:
+    def __init__(self, config: Config, timeout: float) -> None:
         """Find out who and where this instance is. timeout in seconds. Raises TattleError."""
         self.config = config
         self.aws, self.metadata = aws_session()
@@ -125,7 +139,8 @@ class Publisher:
                 config=ClientConfig(
                     connect_timeout=timeout,
                     read_timeout=timeout,
-                    retries={"mode": "standard", "total_max_attempts": attempts},
+                    # The caller tries again, who knows what may have arrived.
+                    retries={"mode": "standard", "total_max_attempts": 1},
                     proxies=proxies(config),
                     use_fips_endpoint=config.use_fips,
                     use_dualstack_endpoint=config.use_dualstack,
@@ -152,25 +167,53 @@ class Publisher:
             fault = (
                 f"an event of {entry_size(entry)} bytes: EventBridge takes less than {SIZE_LIMIT}"
             )
-            raise TattleError(fault, os.EX_DATAERR)
+            raise TattleError(fault, os.EX_DATAERR, f"ask for fewer `fields` in {PATH}")
         return entry
 
     def publish(self, entries: list[Entry]) -> list[Result]:
-        """Send at most ten entries and return what became of each, in their order.
+        """Send at most ten entries for one bus; return what became of each, in their order.
 
-        Raises TattleError if the call as a whole did not succeed.
+        Raises TattleError if the call as a whole did not succeed, Unanswered if they may have
+        arrived.
+        """
+        bus = entries[0].get("EventBusName", "")
+        with faults(self.metadata, bus):
+            credentials = self.aws.get_credentials()
+            if credentials:
+                credentials.get_frozen_credentials()  # of STS, for some: its faults are not ours
+            try:
+                answer = self.client.put_events(Entries=entries)
+                results = [
+                    Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
+                ]
+            except CUT as error:
+                if not _was_sent(error):
+                    raise
+                raise Unanswered(str(error)) from error
+            except UNEXPECTED as error:
+                raise Unanswered("unexpected response") from error
+        if len(results) != len(entries):
+            raise Unanswered(f"unexpected response: {len(results)} results for {len(entries)}")
+        return results
+
+    def send(self, entry: Entry) -> str:
+        """Send one event, where somebody waits, and return its id. Raises TattleError.
+
+        What can't have arrived is sent a second time.
         """
         try:
-            with faults(self.metadata):
-                answer = self.client.put_events(Entries=entries)
-            told = [
-                Result(said.get("EventId", ""), _entry_error(said)) for said in answer["Entries"]
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError):  # botocore's, over rubbish
-            told = []
-        if len(told) != len(entries):
-            raise TattleError("EventBridge's answer makes no sense", os.EX_UNAVAILABLE)
-        return told
+            (result,) = self.publish([entry])
+        except Unanswered:
+            raise
+        except TattleError as error:
+            again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
+            if not again or isinstance(error.__cause__, aws.NoCredentialsError):
+                raise  # IMDS has been asked several times
+            time.sleep(SECOND_TRY_SECONDS)
+            (result,) = self.publish([entry])
+        if result.error:
+            raise result.error
+        return result.event_id
 
     def tag(self, name: str) -> str | None:
         """Return the value of an instance tag, None where tags are off or there is no such tag."""
@@ -181,7 +224,9 @@ class Publisher:
     def _aws_region(self) -> str:
         region = self.aws.get_config_variable("region")
         if not region:
-            raise TattleError("no region: set `region` next to `resource`", os.EX_CONFIG)
+            raise TattleError(
+                "no region", os.EX_CONFIG, f"set `region` next to `resource` in {PATH}"
+            )
         return str(region)
 
     def _endpoint(self) -> str | None:
@@ -194,8 +239,8 @@ class Publisher:
             if not domain:
                 return None
             if self._wants("dualstack"):
-                told = f"nobody knows {self.region}'s dual-stack name yet: set endpoint-url"
-                raise TattleError(told, os.EX_CONFIG) from None
+                fault = f"nobody knows {self.region}'s dual-stack name yet"
+                raise TattleError(fault, os.EX_CONFIG, f"set `endpoint-url` in {PATH}") from None
             service = "events-fips" if self._wants("fips") else "events"
             return f"https://{service}.{self.region}.{domain}"
         return None
@@ -221,15 +266,42 @@ def entry_size(entry: Entry) -> int:
     return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
 
 
-def _entry_error(said: dict[str, str]) -> TattleError | None:
-    code = said.get("ErrorCode")
-    if not code and said.get("EventId"):
+def unreachable(error: aws.BotoCoreError) -> str:
+    """Return what to do about a connection that did not come about."""
+    fault = str(error)
+    if "expired" in fault or "not yet valid" in fault:
+        return "is the clock right? else whoever runs the endpoint must renew its certificate"
+    if "doesn't match" in fault or "Hostname mismatch" in fault:
+        return f"`endpoint-url` in {PATH} must name the host that the certificate names"
+    if "CERTIFICATE" in fault or "SSL" in fault:
+        return f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
+    return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
+
+
+def _was_sent(error: BaseException | None) -> bool:
+    """Tell whether a request may have left before its connection failed."""
+    while error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(frame.f_code.co_name in CONNECTING for frame, _ in frames):
+            return False
+        error = error.__context__
+    return True
+
+
+def _refusal(result: dict[str, str], bus: str) -> TattleError | None:
+    """Return why EventBridge did not take one entry: PutEventsResultEntry."""
+    code = result.get("ErrorCode") or ""
+    if not code and result.get("EventId"):
         return None
-    message = f"EventBridge rejected the event: {code}: {_told(said.get('ErrorMessage'))}"
-    return TattleError(message, _status(code or "", 200))
+    message = f"{_service(bus)} rejected the event: {code}: {_said(result.get('ErrorMessage'))}"
+    return TattleError(message, _status(code, 200), _advice(code, 200))
 
 
-def _told(message: str | None) -> str:
+def _service(bus: str) -> str:
+    return f"EventBridge, event bus {bus}" if bus else "EventBridge"
+
+
+def _said(message: str | None) -> str:
     """Return an error text of AWS's without what could hold a token: the request it saw."""
     return (message or "").split("\n")[0].partition("The Canonical String")[0][:300]
 
@@ -243,34 +315,49 @@ def _status(code: str, http: int) -> int:
     return os.EX_DATAERR if code.startswith(DATA_FAULT) or http == 413 else os.EX_NOPERM
 
 
+def _advice(code: str, http: int) -> str:
+    """Return what to do about an error code of EventBridge or STS."""
+    if code.startswith(CLOCK_FAULT):
+        return "set the clock: sudo chronyc makestep; else attach the instance profile again"
+    if "Throttl" in code or http == 429:
+        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
+    return {
+        os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
+        os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
+        os.EX_DATAERR: "please report it, with the event's record",
+    }.get(_status(code, http), "the role must allow it: tattle recipe iam-policy.json")
+
+
 @contextlib.contextmanager
 def configuring() -> Iterator[None]:
     """Turn what botocore raises over a senseless setting into what a person can act on."""
     try:
         yield
     except ValueError as error:
-        raise TattleError(f"configuration: {error}", os.EX_CONFIG) from error
+        raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
 
 
 @contextlib.contextmanager
-def faults(metadata: Metadata | None = None) -> Iterator[None]:
+def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
     """Turn what botocore raises into what a person can act on."""
     try:
         yield
     except aws.ClientError as error:
         said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        status = _status(said.get("Code", ""), http)
-        message = f"EventBridge: {said.get('Code', http)}: {_told(said.get('Message'))}"
-        if status == os.EX_NOPERM:
-            message += " (does the role allow events:PutEvents? is the clock right?)"
-        raise TattleError(message, status) from error
+        code = said.get("Code", "")
+        service = _service(bus) if error.operation_name == "PutEvents" else error.operation_name
+        message = f"{service}: {code or http}: {_said(said.get('Message'))}"
+        raise TattleError(message, _status(code, http), _advice(code, http)) from error
     except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
         # A profile with credential_source has a fetcher of botocore's, of which ours knows nothing.
         ours = metadata if metadata and isinstance(e, aws.NoCredentialsError) else None
-        told = ours.fault() if ours else str(e)
+        fault = ours.fault() if ours else str(e)
         status = os.EX_NOPERM if ours and ours.reachable() else os.EX_UNAVAILABLE
-        raise TattleError(f"no credentials: {told}", status) from e
+        raise TattleError(
+            f"no credentials: {fault}", status, ours.advice() if ours else FIX_FILES
+        ) from e
     except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
-        raise TattleError(f"EventBridge can't be reached: {error}", os.EX_UNAVAILABLE) from error
+        fault = f"EventBridge can't be reached: {error}"
+        raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except aws.BotoCoreError as error:
-        raise TattleError(f"configuration: {error}", os.EX_CONFIG) from error
+        raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error

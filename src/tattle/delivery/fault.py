@@ -9,7 +9,16 @@ import time
 from typing import NamedTuple
 
 from tattle.errors import TattleError
-from tattle.login.spool import FAULT, Spool
+from tattle.login.spool import FAULT, FAULT_NEW, Spool
+
+
+class Unanswered(TattleError):  # noqa: N818  # no fault of ours
+    """What was sent got no answer that says what became of it: it may have arrived."""
+
+    def __init__(self, reason: str) -> None:
+        message = f"EventBridge did not answer, the event may have arrived: {reason}"
+        advice = "a proxy, a firewall or a VPC endpoint that cuts connections? sudo tattle check"
+        super().__init__(message, os.EX_UNAVAILABLE, advice)
 
 
 class Fault(NamedTuple):
@@ -19,15 +28,17 @@ class Fault(NamedTuple):
     message: str
     advice: str
     waiting: int
+    gave_up: bool = False  # the deliverer, until the next login, logout or flush
 
 
-def keep(spool: Spool, error: TattleError, waiting: int) -> None:
+def keep(spool: Spool, error: TattleError, waiting: int, gave_up: bool) -> None:
     """Keep it; where that can't be written, the log has it all the same."""
-    fault = Fault(time.time(), str(error), error.advice, waiting)
+    fault = Fault(time.time(), str(error), error.advice, waiting, gave_up)
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(FAULT, flags, 0o600, dir_fd=spool.fd), "w") as file:
+        with open(os.open(FAULT_NEW, flags, 0o600, dir_fd=spool.fd), "w") as file:
             json.dump(fault._asdict(), file)
+        os.rename(FAULT_NEW, FAULT, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
 
 
 def last(spool: Spool) -> Fault | None:
@@ -35,7 +46,7 @@ def last(spool: Spool) -> Fault | None:
     try:
         return Fault(**json.loads(spool.read(FAULT)))
     except (OSError, ValueError, TypeError):
-        return None  # there is none, or it is being written
+        return None
 
 
 def forget(spool: Spool) -> None:

@@ -1,16 +1,16 @@
-"""Signs of life: the deliverer shows them, and who gets none ends it and takes over.
+"""Signs of life: the deliverer shows them; who is next takes over where there are none.
 
-A deliverer may be stopped, frozen or stuck in a call, and then holds the lock of the spool for
-ever. It beats by a timer's signal: a process that can't run Python code can't beat either.
+A deliverer may be stopped, frozen or stuck in a system call, and would then hold the spool's lock
+for ever. It beats by a timer's signal: a process that can't run Python code can't beat either.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import signal
-import stat
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +23,11 @@ BEAT_SECONDS = 1.0  # between two signs of life
 # More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
 DEAD_AFTER = 60.0
 POLL_SECONDS = 0.1  # between two looks of who is next
+END_SECONDS = 5.0  # for a killed process to be gone
+
+
+class TimeUp(BaseException):
+    """A call took too long. Not an Exception: libraries catch those, and go on."""
 
 
 class Heartbeat:
@@ -30,7 +35,7 @@ class Heartbeat:
 
     def __init__(self, spools: list[Spool]) -> None:
         self.spools = spools
-        self._deadline: float | None = None
+        self._deadline = math.inf
 
     def __enter__(self) -> Heartbeat:
         self.beat()
@@ -48,57 +53,59 @@ class Heartbeat:
                 os.utime(spool.lock_fd)
 
     @contextlib.contextmanager
-    def at_most(self, seconds: float) -> Iterator[None]:
-        """Raise TattleError in what runs here once the time is up: time-outs of a connection count
-        from byte to byte."""
-        self._deadline = time.monotonic() + seconds
+    def at_most(self, seconds: float, error: TattleError) -> Iterator[None]:
+        """Raise the error if what runs here takes longer.
+
+        A connection's own time-outs count from byte to byte, and so may never come.
+        """
         try:
-            yield
-        finally:
-            self._deadline = None
+            try:
+                self._deadline = time.monotonic() + seconds
+                yield
+            finally:
+                self._deadline = math.inf
+        except TimeUp:
+            raise error from None
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
         self.beat()
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._deadline = None
-            raise TattleError(
-                "no whole answer from IMDS or EventBridge in time",
-                os.EX_UNAVAILABLE,
-                "look for a proxy or an endpoint that answers very slowly: sudo tattle check",
-            )
+        if time.monotonic() > self._deadline:
+            raise TimeUp  # with each beat, until at_most() has it: a destructor may swallow one
 
 
-class Watch:
-    """Watches the deliverer of a spool, to take over from it."""
+def take_lock(spool: Spool, own_sign: int | None = None) -> None:
+    """Wait until the spool's deliverer is gone, or end it if it shows no sign of life.
 
-    def __init__(self, spool: Spool) -> None:
-        self.spool = spool
-        self._sign = 0
-        self._seen = time.monotonic()
+    own_sign: the descriptor of a file whose time of modification is our own sign of life.
+    """
+    sign, since, beaten = 0, time.monotonic(), 0.0
+    while not spool.lock():
+        now = time.monotonic()
+        if own_sign is not None and now - beaten > BEAT_SECONDS:
+            os.utime(own_sign)
+            beaten = now
+        latest = os.stat(DELIVERER, dir_fd=spool.fd, follow_symlinks=False).st_mtime_ns
+        if latest != sign:
+            sign, since = latest, now
+        elif now - since > DEAD_AFTER:
+            # A process that is not ours is left alone, and told of only once.
+            since = now if end_holders(spool) else math.inf
+        time.sleep(POLL_SECONDS)
 
-    def take_over(self) -> bool:
-        """Get the lock if it is free or its holder has shown no sign of life for long enough."""
-        if self.spool.lock():
-            return True
-        try:
-            sign = os.stat(DELIVERER, dir_fd=self.spool.fd, follow_symlinks=False).st_mtime_ns
-        except OSError:
-            sign = 0
-        if sign != self._sign:
-            self._sign, self._seen = sign, time.monotonic()
-        if time.monotonic() - self._seen < DEAD_AFTER:
-            return False
-        self._seen = time.monotonic()
-        for pid in holders(self.spool):
-            end(pid, self.spool)
-        return self.spool.lock()
 
-    def wait(self) -> None:
-        """Wait for the lock; show signs of life to those who rely on us to be next."""
-        while not self.take_over():
-            if stat.S_ISREG(os.fstat(0).st_mode):
-                os.utime(0)
-            time.sleep(POLL_SECONDS)
+def end_holders(spool: Spool) -> bool:
+    """End who holds the spool's lock and log it; False if that is no deliverer of ours."""
+    ended = True
+    for pid in holders(spool):
+        with contextlib.suppress(OSError):  # it has ended
+            process = os.pidfd_open(pid)
+            try:
+                # With the process held by its descriptor, the id can't become another's.
+                if pid in holders(spool):
+                    ended = _end(pid, process, spool) and ended
+            finally:
+                os.close(process)
+    return ended
 
 
 def holders(spool: Spool) -> list[int]:
@@ -119,31 +126,14 @@ def holders(spool: Spool) -> list[int]:
     return found
 
 
-def end(pid: int, spool: Spool) -> None:
-    """End a process that still holds the spool's lock, if it is tattle's, and log it."""
-    try:
-        process = os.pidfd_open(pid)
-    except OSError:
-        return  # it has ended
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            ours = os.fsencode(sys.argv[0]) in file.read().split(b"\0")
-        if pid not in holders(spool):
-            return  # it let go, or the id is another process's by now
-        if ours:
-            log(f"no sign of life of process {pid} for {DEAD_AFTER:.0f} s: ending it, taking over")
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            _wait(process)
-        else:
-            log(f"process {pid}, not tattle's, holds the lock of {spool.path}: events wait")
-    except OSError:
-        pass
-    finally:
-        os.close(process)
-
-
-def _wait(process: int) -> None:
-    """Wait until a process has ended, five seconds at most."""
-    import select
-
-    select.select([process], [], [], 5)
+def _end(pid: int, process: int, spool: Spool) -> bool:
+    """End the process if it is a deliverer of this spool; tell whether it is one."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        command = file.read().split(b"\0")
+    if not {b"deliver", spool.path.encode()} <= {*command}:
+        log(f"process {pid}, which is not tattle, holds the lock of {spool.path}: events wait")
+        return False
+    log(f"no sign of life from process {pid} for {DEAD_AFTER:.0f} s: ending it and taking over")
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    select.select([process], [], [], END_SECONDS)
+    return True

@@ -23,22 +23,31 @@ SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
 
 def main(arguments: "list[str]") -> int:
     """Accept the event, start a deliverer, and end the process: the login goes on."""
+    status = posix.EX_SOFTWARE
     try:
         status = run(arguments)
     except Exception as error:
-        from tattle.errors import TattleError, log, one_line
-
-        known = isinstance(error, TattleError)
-        message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
-        log(message)
-        # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
-        advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
         try:
-            posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
-        except OSError:
-            pass
-        status = error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
+            status = tell(error)
+        except Exception:
+            pass  # nothing can be opened, not even the log: pam_exec logs the status
     posix._exit(status)  # the interpreter's own end takes a millisecond
+
+
+def tell(error: Exception) -> int:
+    """Log what went wrong; return the exit status."""
+    from tattle.errors import TattleError, log, one_line
+
+    known = isinstance(error, TattleError)
+    message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
+    log(message)
+    # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
+    advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
+    try:
+        posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
+    except OSError:
+        pass
+    return error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
 
 
 def run(arguments: "list[str]") -> int:
@@ -178,7 +187,7 @@ def start_deliverer(spool: Spool) -> None:
     if limited():
         lift_limits()
     archive = sys.argv[0]
-    posix.posix_spawn(
+    pid = posix.posix_spawn(
         archive,
         [archive, "deliver", spool.path],
         {},
@@ -190,6 +199,10 @@ def start_deliverer(spool: Spool) -> None:
         setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals: deaf until it has left
         setsigdef=SIGNALS,
     )
+    try:
+        posix.pwrite(spool.lock_fd, b"%-10d" % pid, 0)
+    except OSError:
+        pass  # a full disk: its signs of life say enough
     spool.unlock()  # it is the new process's alone, even while --wait waits
 
 

@@ -19,11 +19,12 @@ TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-NEXT = ".next"  # locked by who is to be the next deliverer; modified at its last sign of life
-NEXT_SILENT_SECONDS = 10.0  # without a sign of life of the next one until there is another
+NEXT = ".next"  # the same, of who is to be the next deliverer; holds its process id
+NEXT_SILENT_SECONDS = 3.0  # without a sign of life of the next one until there is another
 FAULT = ".fault"  # what keeps events back
+FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, NEXT, FAULT, WAKE)
+OWN = (REJECTED, DELIVERER, NEXT, FAULT, FAULT_NEW, WAKE)
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
@@ -69,7 +70,7 @@ class Spool:
 
     def accept(self, record: bytes) -> str:
         """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
-        self._check_room()
+        self.check_room()
         name = f"{time.time_ns():020d}-{posix.getpid()}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
         file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
@@ -94,7 +95,7 @@ class Spool:
             log(f"can't be sure that an event is on disk: {error}")
         return name
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
         """Raise OSError rather than fill what others need. At no cost that grows with the spool."""
         if self.path == EMERGENCY_PATH:
             if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
@@ -122,17 +123,33 @@ class Spool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            silent = time.time() - posix.fstat(fd).st_mtime
+            stuck = name == NEXT and self._is_stuck(fd)
             posix.close(fd)
-            if name == DELIVERER or 0 <= silent < NEXT_SILENT_SECONDS:
+            if not stuck:
                 return False
-            # Its user stopped it before it could leave the login. Whatever it does, a second one
-            # does no harm: they get the deliverer's lock one after the other.
-            posix.unlink(name, dir_fd=self.fd)
+            # Whatever becomes of it, a second one does no harm: they get the deliverer's lock one
+            # after the other.
+            try:
+                posix.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass  # another hook was quicker
             return self.lock(name)
         posix.utime(fd)
         self.lock_fd = fd
         return True
+
+    def _is_stuck(self, fd: int) -> bool:
+        """Tell whether who is next can't be relied on. Its user can stop it at its very start,
+        before it has left the login."""
+        silent = time.time() - posix.fstat(fd).st_mtime
+        if not 0 <= silent < NEXT_SILENT_SECONDS:
+            return True
+        try:
+            with open(f"/proc/{int(posix.pread(fd, 10, 0))}/stat", "rb", 0) as file:
+                state = file.read().rpartition(b")")[2][:2]  # proc(5)
+        except (OSError, ValueError):
+            return False  # it is being started
+        return state in (b" T", b" t")
 
     def unlock(self) -> None:
         """Let another be that."""

@@ -1,75 +1,115 @@
-"""`tattle flush`: have what waits delivered now, by this process or the deliverer at work."""
+"""`tattle flush`: have the deliverer try now, and say how that went.
+
+It sends nothing itself: what holds up a deliverer shows here, and a flush that is stopped or killed
+holds up nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 
 from tattle.delivery import fault
-from tattle.delivery.config import load
-from tattle.delivery.deliver import BATCH, Deliverer
-from tattle.delivery.watchdog import Heartbeat, Watch
 from tattle.errors import TattleError
 from tattle.login.hook import start_deliverer
-from tattle.login.spool import EMERGENCY_PATH, PATH, WAKE, Spool
+from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, WAKE, Spool
 
-CHUNK = 10 * BATCH  # records between two words on the progress
-POLL_SECONDS = 0.1  # between two looks at what another process delivers
+POLL_SECONDS = 0.1  # between two looks at what the deliverer has done
+LINE_SECONDS = 10.0  # between two lines on the progress, where they can't be rewritten
+# Longer than the deliverer takes for a call, or to be taken for dead and replaced
+STUCK_SECONDS = 180.0
 
 
-def flush(progress: Callable[[int, int], None]) -> tuple[int, int, TattleError | None]:
-    """Return how many were delivered, how many remain, and what keeps those back.
+def main() -> int:
+    """Have delivered what waits now. Raises TattleError if something stays, and why."""
+    sys.argv[0] = os.path.abspath(sys.argv[0])  # the deliverer starts in another folder
+    spools = open_spools()
+    waiting = {spool: {*spool.waiting()} for spool in spools}
+    for spool in spools:
+        if waiting[spool]:
+            os.close(os.open(WAKE, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=spool.fd))
+    left = sum(map(len, waiting.values()))
+    delivered = rejected = 0
+    cause = None
+    progress = Progress()
+    changed = time.monotonic()
+    while left and not cause:
+        for spool in spools:
+            if waiting[spool]:
+                start_deliverer(spool)  # if there is none, or it has died meanwhile
+                cause = cause or reason(spool)
+            gone = waiting[spool] - {*spool.waiting()}
+            set_aside = sum(spool.holds(f"{REJECTED}/{name}") for name in gone)
+            waiting[spool] -= gone
+            left -= len(gone)
+            rejected += set_aside
+            delivered += len(gone) - set_aside
+            changed = time.monotonic() if gone else changed
+        if time.monotonic() - changed > STUCK_SECONDS:
+            cause = cause or stuck()
+        progress.show(delivered, left)
+        time.sleep(POLL_SECONDS)
+    progress.clear()
+    aside = f", {rejected} set aside" if rejected else ""
+    print(f"{delivered} delivered, {left} remain{aside}", flush=True)
+    if left and cause:
+        raise cause
+    return 0
 
-    progress is called with both numbers on the way. Raises TattleError if the spool is of no use.
-    """
-    load()  # what is wrong there keeps a deliverer waiting, too
-    delivered = remaining = 0
-    error: TattleError | None = None
+
+def open_spools() -> list[Spool]:
+    """Return the spools. Raises TattleError if one is of no use."""
+    spools = []
     for path in (PATH, EMERGENCY_PATH):
         if path == PATH or os.path.isdir(path):
             try:
-                spool = Spool(path)
-            except OSError as cause:
-                raise TattleError(
-                    f"can't use {path}: {cause.strerror}", os.EX_UNAVAILABLE, "sudo tattle check"
-                ) from cause
-            gone, left, why = _flush(spool, progress)
-            delivered, remaining, error = delivered + gone, remaining + left, error or why
-    return delivered, remaining, error
+                spools.append(Spool(path))
+            except OSError as error:
+                fault = f"can't use {path}: {error.strerror}"
+                raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check") from error
+    return spools
 
 
-def _flush(
-    spool: Spool, progress: Callable[[int, int], None]
-) -> tuple[int, int, TattleError | None]:
-    names = set(spool.waiting())
-    watch = Watch(spool)
-    began = time.time()
-    if names and not spool.lock():
-        os.close(os.open(WAKE, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=spool.fd))
-        while (left := names & set(spool.waiting())) and not watch.take_over():
-            progress(len(names) - len(left), len(left))
-            last = fault.last(spool)
-            if last and last.time > began:
-                delivered = len(names) - len(left)
-                return delivered, len(left), TattleError(last.message, os.EX_TEMPFAIL, last.advice)
-            time.sleep(POLL_SECONDS)
-    others = len(names) - len(names & set(spool.waiting()))
-    if not spool.lock():
-        return others, len(spool.waiting()), None
-    with Heartbeat([spool]) as heartbeat:
-        deliverer = Deliverer([spool], heartbeat)
-        error = None
-        while (waiting := deliverer.waiting()) and not error:
-            error = deliverer.deliver(waiting[:CHUNK])
-            progress(others + deliverer.delivered, len(waiting))
-        if error:
-            fault.keep(spool, error, len(deliverer.waiting()))
-        else:
-            deliverer.recovered(late=False)
-    spool.unlock()
-    remaining = len(spool.waiting())
-    if remaining and os.path.isfile(sys.argv[0]):
-        start_deliverer(spool)  # it tries on, and has what was accepted in the meantime
-    return others + deliverer.delivered, remaining, error
+def reason(spool: Spool) -> TattleError | None:
+    """Return what has kept events back since the deliverer saw that it is to try now."""
+    if spool.holds(WAKE):
+        return None
+    found = fault.last(spool)
+    return found and TattleError(found.message, os.EX_TEMPFAIL, found.advice)
+
+
+def stuck() -> TattleError:
+    """Return the error for a deliverer that neither delivers nor says why."""
+    return TattleError(
+        f"nothing was delivered for {STUCK_SECONDS:.0f} s, and no reason given",
+        os.EX_TEMPFAIL,
+        "see the log: journalctl -t tattle",
+    )
+
+
+class Progress:
+    """Says on standard error how far it is: on a terminal in one line, which is rewritten."""
+
+    def __init__(self) -> None:
+        self._rewrites = sys.stderr is not None and sys.stderr.isatty()
+        self._said = time.monotonic()
+
+    def show(self, delivered: int, left: int) -> None:
+        """Say it, now and then."""
+        text = f"{delivered} delivered, {left} remain …"
+        if self._rewrites:
+            self._write(f"\r{text}\033[K")
+        elif time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            self._write(f"{text}\n")
+
+    def clear(self) -> None:
+        """Make room for the last line."""
+        if self._rewrites:
+            self._write("\r\033[K")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any longer
+            print(text, end="", file=sys.stderr, flush=True)

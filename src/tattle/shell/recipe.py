@@ -42,6 +42,7 @@ PURPOSES = {
     "mute-network.json": "an event pattern: logins, but not those from a network",
     "mute-loop.json": "an event pattern: logins, but not one user's from one host (scp in a loop)",
 }
+IAM_POLICY = "iam-policy.json"
 PLACEHOLDER = "arn:aws:events:us-east-1:012345678901:event-bus/default"
 
 
@@ -74,4 +75,4 @@ def iam_policy(partition: str, region: str, account: str, bus: str = "default") 
     bus is a name, or the ARN of a bus elsewhere.
     """
     own = f"arn:{partition}:events:{region}:{account}:event-bus/{bus}"
-    return text("iam-policy.json").replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)
+    return text(IAM_POLICY).replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)

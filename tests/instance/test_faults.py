@@ -1,0 +1,570 @@
+"""Nobody holds up the deliverer: it is stopped, killed and frozen, EventBridge is slow, refuses one
+bus or answers nothing, and what is unpacked is damaged. Events arrive, and once.
+
+A minute is three seconds here: the artifact's constants are changed. TATTLE_MOMENTS=all tries
+twenty moments of a delivery instead of three, TATTLE_MINUTE=60 waits as long as tattle does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import standins.server
+from standins.instance import SPOOL, TATTLE, Instance, Process
+from support import eventually, need, need_root, repacked
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+MINUTE = float(os.environ.get("TATTLE_MINUTE", "3"))
+MOMENTS = 20 if os.environ.get("TATTLE_MOMENTS") == "all" else 3
+INSTANCES = 2 if MINUTE < 60 else 20  # at the same time
+CACHE = "/var/cache/tattle"
+CGROUPS = Path("/sys/fs/cgroup/unified")
+TRACE = "/tmp/trace"
+SESSION = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
+
+
+def constants(minute: float) -> dict[str, float]:
+    """tattle's constants, in seconds, where a minute has so many."""
+    return {
+        "DEAD_AFTER": minute,
+        "RESEND_AFTER": minute,
+        "GIVE_UP_AFTER": 15 * minute,
+        "TIMEOUT": minute,
+        "CALL_SECONDS": 2 * minute,
+    }
+
+
+def with_constants(artifact: Path, to: Path, values: Mapping[str, float]) -> Path:
+    """Write the artifact with other values for constants of the deliverer's."""
+    found = set()
+
+    def change(name: str, content: bytes) -> bytes:
+        if not name.endswith(("delivery/deliver.py", "delivery/watchdog.py")):
+            return content
+        text = content.decode()
+        for constant, value in values.items():
+            text, count = re.subn(rf"^{constant} = .*$", f"{constant} = {value}", text, flags=re.M)
+            found.update([constant] * count)
+        return text.encode()
+
+    repacked(artifact, to, change)
+    assert found == {*values}
+    return to
+
+
+@pytest.fixture(scope="module")
+def quick(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose minutes are short."""
+    return with_constants(artifact, tmp_path_factory.mktemp("quick") / "tattle", constants(MINUTE))
+
+
+@pytest.fixture(scope="module")
+def quick_instance(quick: Path) -> Iterator[Instance]:
+    need_root(*Instance.TOOLS, "strace", "flock")
+    with Instance(quick) as box:
+        yield box
+
+
+@pytest.fixture
+def box(quick_instance: Instance) -> Instance:
+    quick_instance.reset()
+    unpack(quick_instance)
+    return quick_instance
+
+
+def unpack(box: Instance) -> None:
+    """Have the build unpacked, and the instance as new."""
+    assert box.hook().returncode == 0
+    box.eventbridge.wait_for(1, timeout=30)
+    box.reset()
+
+
+def accept(box: Instance, *users: str) -> None:
+    with box.locked(), box.session() as session:
+        for user in users:
+            assert session.hook(user=user).returncode == 0
+
+
+def arrived(box: Instance) -> Counter[str]:
+    return Counter(detail["username"] for detail in box.eventbridge.details())
+
+
+def records(box: Instance) -> list[str]:
+    return [name for name in box.spool() if re.fullmatch(r"\d{20}-\d+", name)]
+
+
+def lines_with(box: Instance, text: str) -> list[str]:
+    return [line.message for line in box.log() if text in line.message]
+
+
+def outside(box: Instance, process: Process) -> int:
+    """The process's id on the machine."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            ids = re.search(r"^NSpid:\t(\d+)\t(\d+)$", status.read_text(), re.M)
+            same = os.readlink(status.with_name("ns") / "pid") == os.readlink(
+                f"/proc/{box.pid}/ns/pid"
+            )
+        except OSError:
+            continue  # it has ended
+        if ids and same and int(ids[2]) == process.pid:
+            return int(ids[1])
+    raise AssertionError(f"{process} has ended")
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A process in a frozen cgroup."""
+    need((CGROUPS / "cgroup.procs").exists(), "needs cgroup v2")
+    folder = CGROUPS / f"tattle-test-{os.getpid()}-{pid}"
+    folder.mkdir()
+    try:
+        (folder / "cgroup.procs").write_text(str(pid))
+        (folder / "cgroup.freeze").write_text("1")
+        yield
+    finally:
+        (folder / "cgroup.freeze").write_text("0")
+        eventually(lambda: not (folder / "cgroup.procs").read_text())
+        folder.rmdir()
+
+
+def deliver(box: Instance, *tracing: str) -> subprocess.Popen[str]:
+    """Start a deliverer as the hook does, under strace."""
+    start = f"""
+        exec <>{SPOOL}/.next
+        flock --nonblock 0
+        printf %-10d $$ >&0
+        exec env -i /usr/bin/strace -D -o {TRACE} "$@" -- {TATTLE} deliver {SPOOL}
+    """
+    return box.popen(["/bin/sh", "-euc", start, "-", *tracing], stderr=subprocess.DEVNULL)
+
+
+class Moment(NamedTuple):
+    """The nth system call of that name."""
+
+    call: str
+    nth: int
+
+
+def moments_of_a_delivery(box: Instance) -> list[Moment]:
+    """The system calls by which a deliverer delivers two events, to the last removal."""
+    accept(box, "traced-a", "traced-b")
+    with deliver(box) as running:
+        eventually(lambda: not records(box), seconds=60)
+        box.kill(*box.processes(TATTLE))
+        running.wait()
+    counts: Counter[str] = Counter()
+    calls, last = [], 0
+    for line in box.read(TRACE).splitlines():
+        name, bracket, _ = line.partition("(")
+        if bracket and name.isidentifier():
+            counts[name] += 1
+            calls.append(Moment(name, counts[name]))
+            last = len(calls) if "unlink" in name else last
+    return calls[:last]
+
+
+def chosen(calls: Sequence[Moment]) -> list[Moment]:
+    """Moments spread over the calls; if few: in Python's start, and before each removal."""
+    if MOMENTS > 3:
+        return [calls[len(calls) * n // MOMENTS] for n in range(MOMENTS)]
+    return [calls[len(calls) // 5], *(call for call in calls if "unlink" in call.call)][:MOMENTS]
+
+
+def hold_up(box: Instance, moment: Moment, how: str) -> None:
+    """Stop, kill or freeze a deliverer at that moment; the next login gets its events delivered."""
+    box.reset()
+    accept(box, "a", "b")
+    named = f"{how} at {moment}"
+    what = f"inject={moment.call}:signal={'KILL' if how == 'kill' else 'STOP'}:when={moment.nth}"
+    with deliver(box, "-e", f"trace={moment.call}", "-e", what) as running, ExitStack() as held:
+        eventually(lambda: running.poll() is not None or stopped(box))
+        victims = stopped(box)
+        had_lock = is_locked(box)
+        assert bool(victims) == (how != "kill"), named
+        if how == "freeze":
+            held.enter_context(frozen(outside(box, victims[0])))
+            box.run(["kill", "-CONT", str(victims[0].pid)], check=True)
+            time.sleep(4)  # without a sign of life, should it only be next
+        assert box.hook(user="next").returncode == 0
+        try:
+            eventually(lambda: len(arrived(box)) == 3, seconds=MINUTE + 10)
+        except AssertionError:
+            raise AssertionError(f"{named}: {arrived(box)}, {box.log()}") from None
+        counts = arrived(box)
+        assert max(counts.values()) <= 2, named  # twice: held up between answer and removal
+        assert counts["next"] == 1, named
+        eventually(lambda: not records(box))
+        told = lines_with(box, "no sign of life from process")
+        assert len(told) == (1 if victims and had_lock else 0), f"{named}: {told}"
+        box.kill(*(process for process in box.processes() if process in victims or stopped(box)))
+
+
+def stopped(box: Instance) -> list[Process]:
+    return [process for process in box.processes(f"{TATTLE} deliver") if process.state in "Tt"]
+
+
+def is_locked(box: Instance) -> bool:
+    """Whether somebody has the deliverer's lock."""
+    try:
+        with open(box.path(SPOOL) / ".deliverer") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+class TestTakingOver:
+    """Whatever happens to a deliverer, the next login gets the events moving again."""
+
+    @pytest.mark.timeout(1800)
+    def test_at_any_moment_of_a_delivery(self, quick: Path) -> None:
+        need_root(*Instance.TOOLS, "strace", "flock")
+        with Instance(quick) as box:
+            unpack(box)
+            calls = moments_of_a_delivery(box)
+        assert len(calls) > 500
+        cases = [(moment, how) for how in ("stop", "kill", "freeze") for moment in chosen(calls)]
+
+        def walk(own: list[tuple[Moment, str]]) -> None:
+            with Instance(quick) as box:
+                unpack(box)
+                for moment, how in own:
+                    hold_up(box, moment, how)
+
+        with ThreadPoolExecutor(INSTANCES) as pool:
+            list(pool.map(walk, [cases[n::INSTANCES] for n in range(INSTANCES)]))
+
+    def test_one_that_only_waits_for_an_answer_is_left_alone(self, box: Instance) -> None:
+        box.eventbridge.set(delay=MINUTE - 0.5)
+        with box.session() as session:
+            for number in range(4):  # each of them would take over
+                assert session.hook(user=f"u{number}").returncode == 0
+                box.eventbridge.wait_for(number + 1, timeout=2 * MINUTE)
+        eventually(lambda: not records(box), seconds=2 * MINUTE)
+        assert {*arrived(box).values()} == {1}
+        assert box.log() == []
+
+    def test_who_is_no_deliverer_is_left_alone_and_told_of_once(self, box: Instance) -> None:
+        accept(box, "first")
+        command = ["flock", "--no-fork", f"{SPOOL}/.deliverer", "sleep", "600"]
+        with box.popen(command) as other, ExitStack() as ending:
+            ending.callback(other.kill)
+            ending.callback(lambda: box.kill(*box.processes("sleep 600")))
+            eventually(lambda: is_locked(box))
+            assert box.hook(user="second").returncode == 0
+            line = box.syslog.wait_for("which is not tattle", timeout=MINUTE + 5)
+            assert f"holds the lock of {SPOOL}" in line.message
+            time.sleep(MINUTE + 1)
+            assert len(box.log()) == 1
+        box.eventbridge.wait_for(2)
+
+
+class TestSlowAnswers:
+    """What was sent may have arrived: it is not sent again in a hurry."""
+
+    @pytest.mark.timeout(300)
+    def test_one_copy_however_long_eventbridge_takes(self, artifact: Path) -> None:
+        need_root(*Instance.TOOLS)
+
+        def copies(delay: float) -> list[str]:
+            with Instance(artifact) as box:
+                box.eventbridge.set(delay=delay)
+                assert box.hook(user="slow").returncode == 0
+                box.eventbridge.wait_for(1, timeout=30)
+                eventually(lambda: not records(box), seconds=delay + 10)
+                return list(arrived(box).elements())
+
+        delays = (1, 4, 7, 20, 50)
+        with ThreadPoolExecutor(len(delays)) as pool:
+            assert list(pool.map(copies, delays)) == [["slow"]] * len(delays)
+
+    @pytest.mark.parametrize("fault", ["reset-after", "hang-after"])
+    def test_five_copies_at_most_where_no_answer_ever_comes(
+        self, artifact: Path, tmp_path: Path, fault: str
+    ) -> None:
+        """In the quarter of an hour that a deliverer tries for; here it has fifteen seconds."""
+        need_root(*Instance.TOOLS)
+        with Instance(with_constants(artifact, tmp_path / "tattle", constants(1.0))) as box:
+            unpack(box)
+            box.eventbridge.set(fault=fault)
+            assert box.hook(user="cut").returncode == 0
+            box.eventbridge.wait_for(2)
+            assert box.hook(user="later").returncode == 0
+            eventually(lambda: not box.processes("deliver"), seconds=60)
+            counts = arrived(box)
+            assert 2 <= counts["cut"] <= 5
+            assert 1 <= counts["later"] <= 5
+            assert lines_with(box, "the event may have arrived")
+            box.eventbridge.set(fault=None)
+            done = box.run([TATTLE, "flush"])
+            assert done.stdout == "2 delivered, 0 remain\n"
+
+    @pytest.mark.parametrize("fault", ["reset-after", "hang-after", "trickle-after", "rubbish"])
+    def test_the_smoke_test_says_that_it_may_have_arrived(self, box: Instance, fault: str) -> None:
+        box.eventbridge.set(fault=fault)
+        done = box.run([TATTLE], env=SESSION)
+        assert done.returncode == os.EX_UNAVAILABLE
+        assert "may have arrived" in done.stderr
+        assert len(box.eventbridge.calls()) == 1
+
+    def test_what_was_not_sent_is_sent_a_second_time(self, box: Instance) -> None:
+        """Nobody answers the handshake, and so the request never leaves."""
+        box.eventbridge.set(fault="hang")
+        done = box.run([TATTLE], env=SESSION)
+        assert done.returncode == os.EX_UNAVAILABLE
+        assert "may have arrived" not in done.stderr
+        assert box.eventbridge.connection_count() == 2
+
+
+@pytest.mark.parametrize("trickling", ["eventbridge", "imds"])
+def test_a_call_ends_however_slowly_its_answer_trickles(
+    box: Instance, monkeypatch: pytest.MonkeyPatch, trickling: str
+) -> None:
+    monkeypatch.setattr(standins.server, "TRICKLE_SECONDS", MINUTE / 5)
+    getattr(box, trickling).set(fault="trickle")
+    assert box.hook(user="first").returncode == 0
+    line = box.syslog.wait_for("no whole answer", timeout=2 * MINUTE + 10)
+    assert line.message.startswith("events wait in the spool: ")
+    getattr(box, trickling).set(fault=None)
+    assert box.hook(user="second").returncode == 0
+    box.eventbridge.wait_for(2, timeout=2 * MINUTE + 10)
+    assert arrived(box) == {"first": 1, "second": 1}
+
+
+class TestOneBus:
+    CONFIG = "[tattle]\nevent-bus = central\n[service sudo]\nevent-bus = forbidden\n"
+
+    def test_its_refusal_holds_up_no_other(self, box: Instance) -> None:
+        box.write("/etc/tattle.conf", self.CONFIG)
+        box.eventbridge.set(denied_buses=["forbidden"])
+        with box.session() as session:
+            assert session.hook(service="sudo", user="root").returncode == 0
+            box.syslog.wait_for("AccessDeniedException")
+            assert session.hook(user="ubuntu").returncode == 0
+            box.eventbridge.wait_for(1, timeout=10)
+        assert arrived(box) == {"ubuntu": 1}
+        (line,) = box.log()
+        assert "event bus forbidden" in line.message
+        assert "event bus forbidden" in json.loads(box.read(f"{SPOOL}/.fault"))["message"]
+        box.eventbridge.set(denied_buses=())
+        done = box.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n")
+        assert not box.path(f"{SPOOL}/.fault").exists()
+
+    def test_check_sends_to_each(self, box: Instance) -> None:
+        box.write("/etc/tattle.conf", self.CONFIG)
+        box.eventbridge.set(denied_buses=["forbidden"])
+        done = box.run([TATTLE, "check", "--send", "--json"])
+        sent = [finding for finding in json.loads(done.stdout) if finding["check"] == "send"]
+        assert [finding["ok"] for finding in sent] == [True, False]
+        assert "central" in sent[0]["found"]
+        assert "event bus forbidden" in sent[1]["found"]
+        assert "iam-policy" in sent[1]["advice"]
+
+
+SERVICE = "botocore/data/events/2015-10-07/service-2.json"
+DAMAGES: dict[str, tuple[str, bytes | None]] = {
+    "a module of ours is missing": ("tattle/delivery/events.py", None),
+    "a module of the hook's is missing": ("tattle/login/hook.py", None),
+    "a module of botocore's is missing": ("botocore/httpsession.py", None),
+    "a compiled module is cut": ("botocore/__pycache__/signers.*.pyc", b"\0" * 20),
+    "a service's model is missing": (SERVICE, None),
+    "a service's model is empty": (SERVICE, b""),
+    "a service's model is garbage": (SERVICE, os.urandom(1000)),
+    "the regions are missing": ("botocore/data/endpoints.json", None),
+    "the rules for the host name are missing": (SERVICE.replace("service-2", "endpoint-*"), None),
+}
+
+
+class TestADamagedBuild:
+    def damage(self, box: Instance, pattern: str, content: bytes | None) -> None:
+        (file,) = box.path(CACHE).glob(f"*/site-packages/{pattern}")
+        if content is None:
+            file.unlink()
+        else:
+            if file.suffix == ".pyc":
+                content = file.read_bytes()[:16] + content
+            file.write_bytes(content)
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_it_heals_by_itself(self, box: Instance, damage: str) -> None:
+        self.damage(box, *DAMAGES[damage])
+        assert box.hook().returncode == 0
+        box.eventbridge.wait_for(1, timeout=20)
+        (line,) = box.log()
+        assert line.message.startswith(f"damaged: {CACHE}/")
+        assert line.message.endswith(": unpacking again")
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_from_a_shell_as_well(self, box: Instance, damage: str) -> None:
+        self.damage(box, *DAMAGES[damage])
+        done = box.run([TATTLE], env=SESSION)
+        if "hook" not in damage:  # that one a smoke test does without
+            assert (done.returncode, done.stderr) == (0, "")
+            assert lines_with(box, ": unpacking again")
+
+    def test_check_looks_for_it(self, box: Instance) -> None:
+        self.damage(box, "botocore/cacert.pem", None)
+        assert box.run([TATTLE, "check"]).stdout
+        assert lines_with(box, "cacert.pem: unpacking again")
+
+    def test_once_in_an_hour(self, box: Instance) -> None:
+        """A disk that loses files at once would have it unpacked without end."""
+        for delivered in range(2):
+            box.kill_deliverers()
+            self.damage(box, "botocore/data/endpoints.json", None)
+            assert box.hook().returncode == 0
+            if delivered == 0:
+                box.eventbridge.wait_for(1, timeout=20)
+        box.syslog.wait_for("events wait in the spool", timeout=20)
+        assert len(lines_with(box, ": unpacking again")) == 1
+        (mark,) = box.path(CACHE).glob("*/repaired")
+        os.utime(mark, (time.time() - 3601,) * 2)
+        box.kill_deliverers()
+        assert box.hook().returncode == 0
+        box.eventbridge.wait_for(3, timeout=20)
+
+    def test_what_a_profile_needs_and_is_not_there_is_no_damage(self, box: Instance) -> None:
+        sso = "sso_start_url = https://x\nsso_region = us-east-1\nsso_account_id = 1\n"
+        box.write("/root/.aws/config", f"[default]\n{sso}sso_role_name = r\n")
+        assert box.hook().returncode == 0
+        line = box.syslog.wait_for("events wait in the spool", timeout=20)
+        assert "configuration" in line.message
+        assert not lines_with(box, "unpacking again")
+
+
+@pytest.fixture(scope="module")
+def waiting_instance(
+    artifact: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Instance]:
+    """One whose deliverer waits to retry for longer than any test."""
+    need_root(*Instance.TOOLS)
+    made = tmp_path_factory.mktemp("waiting") / "tattle"
+    with Instance(
+        with_constants(artifact, made, {"FIRST_PAUSE": 1e7, "LONGEST_PAUSE": 1e7})
+    ) as box:
+        yield box
+
+
+@pytest.fixture
+def paused(waiting_instance: Instance) -> Instance:
+    """Three events wait, and so does the deliverer: the role was denied."""
+    box = waiting_instance
+    box.reset()
+    unpack(box)
+    box.eventbridge.set(fault="access-denied")
+    with box.session() as session:
+        for user in ("one", "two", "three"):
+            assert session.hook(user=user).returncode == 0
+    box.syslog.wait_for("AccessDeniedException")
+    time.sleep(0.5)
+    return box
+
+
+class TestFlush:
+    def test_with_the_role_denied_it_says_why_within_seconds(self, paused: Instance) -> None:
+        began = time.monotonic()
+        done = paused.run([TATTLE, "flush"])
+        assert time.monotonic() - began < 10
+        assert done.returncode == os.EX_TEMPFAIL
+        assert done.stdout == "0 delivered, 3 remain\n"
+        assert "AccessDeniedException" in done.stderr
+        assert len((done.stdout + done.stderr).splitlines()) <= 3
+
+    def test_it_wakes_a_deliverer_and_counts_what_that_delivers(self, paused: Instance) -> None:
+        paused.eventbridge.set(fault=None)
+        began = time.monotonic()
+        done = paused.run([TATTLE, "flush"])
+        assert time.monotonic() - began < 3
+        assert (done.returncode, done.stdout, done.stderr) == (0, "3 delivered, 0 remain\n", "")
+        assert arrived(paused) == {"one": 1, "two": 1, "three": 1}
+
+    def test_a_new_record_wakes_it_too(self, paused: Instance) -> None:
+        paused.eventbridge.set(fault=None)
+        time.sleep(5)
+        assert paused.hook(user="four").returncode == 0
+        paused.eventbridge.wait_for(4, timeout=3)
+
+    def test_one_that_is_stopped_holds_up_nothing(self, paused: Instance) -> None:
+        paused.eventbridge.set(fault=None, delay=1)
+        with paused.popen([TATTLE, "flush"], stdout=subprocess.DEVNULL) as flushing:
+            eventually(lambda: paused.processes(f"{TATTLE} flush"))
+            (process,) = paused.processes(f"{TATTLE} flush")
+            paused.run(["kill", "-STOP", str(process.pid)])
+            assert paused.hook(user="four").returncode == 0
+            paused.eventbridge.wait_for(4, timeout=15)
+            paused.run(["kill", "-CONT", str(process.pid)])
+            assert flushing.wait(timeout=10) == 0
+
+    def test_an_event_accepted_meanwhile_gets_its_deliverer(self, paused: Instance) -> None:
+        paused.kill_deliverers()
+        paused.eventbridge.set(delay=1)
+        with paused.popen([TATTLE, "flush"], stdout=-3, stderr=-3) as flushing:
+            paused.eventbridge.wait_for_calls(3)
+            assert paused.hook(user="four").returncode == 0
+            assert flushing.wait(timeout=10) == os.EX_TEMPFAIL
+        paused.eventbridge.set(fault=None, delay=0)
+        paused.eventbridge.wait_for(4, timeout=8)
+
+    def test_a_deliverer_that_dies_meanwhile_is_replaced(self, paused: Instance) -> None:
+        paused.eventbridge.set(fault="hang")
+        with paused.popen([TATTLE, "flush"], stdout=subprocess.PIPE) as flushing:
+            eventually(lambda: not paused.path(f"{SPOOL}/.wake").exists())
+            paused.kill_deliverers()
+            paused.eventbridge.set(fault=None)
+            assert flushing.communicate(timeout=10)[0] == "3 delivered, 0 remain\n"
+
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_its_progress_is_a_line(self, box: Instance, terminal: bool) -> None:
+        """Rewritten on a terminal; elsewhere another one every ten seconds at most."""
+        accept(box, *(f"u{number}" for number in range(100)))
+        box.eventbridge.set(delay=1.2)
+        ours, theirs = os.openpty() if terminal else os.pipe()
+        with box.popen([TATTLE, "flush"], stdout=subprocess.PIPE, stderr=theirs) as flushing:
+            os.close(theirs)
+            said = b""
+            with suppress(OSError):  # a terminal's end
+                while more := os.read(ours, 10_000):
+                    said += more
+            assert flushing.communicate()[0] == "100 delivered, 0 remain\n"
+        os.close(ours)
+        if terminal:
+            assert b"\n" not in said
+            assert b"\r50 delivered, 50 remain" in said
+        else:
+            assert re.fullmatch(rb"\d+ delivered, \d+ remain \xe2\x80\xa6\n", said)
+
+
+def test_a_hook_that_waits_keeps_no_lock(box: Instance) -> None:
+    box.eventbridge.set(fault="hang")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(box.hook, user="first", arguments=["--wait=8"])
+        eventually(box.eventbridge.connection_count)
+        box.kill_deliverers()
+        box.eventbridge.set(fault=None)
+        assert box.hook(user="second").returncode == 0
+        box.eventbridge.wait_for(2, timeout=5)
+        assert waiting.result().returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["flush"]])
+def test_pam_service_exported_in_a_shell_is_named(box: Instance, arguments: list[str]) -> None:
+    done = box.run([TATTLE, *arguments], env={"PAM_SERVICE": "sshd"})
+    assert done.returncode == os.EX_USAGE
+    assert "unset PAM_SERVICE" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
