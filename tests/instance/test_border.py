@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from standins.instance import REMOTE_HOST, SPOOL, Instance
+from standins.instance import REMOTE_HOST, SPOOL, TATTLE, Instance
 from support import eventually, need, need_root, repacked
 
 pytestmark = pytest.mark.root
