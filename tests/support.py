@@ -23,7 +23,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"  # what the artifact's shebang names
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 OLDEST_PYTHON = (3, 9)
-NEWEST_PYTHON = (3, 14)
+NEWEST_PYTHON = (3, 15)
 
 
 def need(condition: object, reason: str) -> None:
