@@ -4,7 +4,6 @@ The `#!` line runs these bytes, and so does `python3 tattle`. Each login compile
 few. The syntax suits every Python, so that an old one gets a line to read and not a SyntaxError.
 """
 
-import _signal  # type: ignore[import-not-found]  # signal itself takes milliseconds to import
 import posix
 import sys
 
@@ -34,6 +33,8 @@ def main(archive):  # type: ignore[no-untyped-def]
         pass  # nothing is unpacked yet
     under_pam = b"PAM_SERVICE" in posix.environ
     if not under_pam:
+        import _signal  # type: ignore[import-not-found]  # signal itself takes milliseconds
+
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # from a keyboard: end without a word
     for place in places:
         sys.path.insert(0, place)

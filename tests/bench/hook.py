@@ -20,10 +20,9 @@ from typing import NamedTuple
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from test_outage import OUTAGES
-
 from bench.delivery import rest
 from standins.instance import SYSTEM_PYTHON, Hook, HookResult, Instance
+from standins.outages import OUTAGES
 from support import ARTIFACT
 
 PAIRS = 60

@@ -452,7 +452,7 @@ class TestUnderPam:
         assert "sauce" in line.message
         instance.kill_deliverers()
         flushed = instance.run([TATTLE, "flush"])
-        assert flushed.returncode == 78
+        assert flushed.returncode == 75
         assert re.fullmatch(f"tattle: {CONF}, line 2: .*sauce.*\n", flushed.stderr)
         assert len(instance.spool()) == 2
         assert instance.eventbridge.connection_count() == 0

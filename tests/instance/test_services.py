@@ -10,7 +10,7 @@ import pytest
 
 from standins.eventbridge import Entry
 from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
-from support import need_root
+from support import eventually, need_root
 
 pytestmark = pytest.mark.root
 
@@ -175,6 +175,7 @@ def test_what_su_spools_is_roots_alone(box: Instance) -> None:
     for name in names:
         status = (box.path("/var/spool/tattle") / name).stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (0, 0, 0o600)
+    eventually(box.deliverers)
     (deliverer,) = box.deliverers()
     status_lines = box.read(f"/proc/{deliverer.pid}/status").splitlines()
     ids = [line.split()[1:] for line in status_lines if line.startswith(("Uid:", "Gid:"))]
