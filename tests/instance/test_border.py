@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,8 +132,9 @@ def cgroups_of_deliverers(box: Instance) -> list[str]:
 
 
 @pytest.mark.slow
-def test_one_that_is_stopped_before_it_could_leave_is_not_waited_for(
-    artifact: Path, tmp_path: Path
+@pytest.mark.parametrize("how", ["STOP", "CONT"], ids=["stopped", "silent"])
+def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
+    artifact: Path, tmp_path: Path, how: str
 ) -> None:
     """The user was quicker: what the hook started is still theirs. The next hook starts another."""
     need_root(*Instance.TOOLS)
@@ -148,7 +148,7 @@ def test_one_that_is_stopped_before_it_could_leave_is_not_waited_for(
         assert session.hook(user="first").returncode == 0
         eventually(lambda: box.processes(f"{TATTLE} deliver"))
         (stuck,) = box.processes(f"{TATTLE} deliver")
-        box.run(["kill", "-STOP", str(stuck.pid)], check=True)
+        box.run(["kill", f"-{how}", str(stuck.pid)], check=True)
         box.install(artifact)
         shutil.rmtree(box.path("/var/cache/tattle"), ignore_errors=True)
         assert session.hook(user="second").returncode == 0
