@@ -22,10 +22,14 @@ def steps() -> list[dict[str, Any]]:
     return [step for job in workflow()["jobs"].values() for step in job["steps"]]
 
 
+BY_DISTROS = ["3.14", "3.15"]  # the test tools' lock has no wheels for them all
+
+
 def test_every_python_of_the_classifiers_is_tested() -> None:
+    """There or by `./build.sh distros`, whose suites bring the newest."""
     text = (ROOT / "pyproject.toml").read_text()
     promised = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
-    assert workflow()["jobs"]["test"]["strategy"]["matrix"]["python"] == promised
+    assert workflow()["jobs"]["test"]["strategy"]["matrix"]["python"] + BY_DISTROS == promised
 
 
 def test_actions_are_pinned_and_rights_are_few() -> None:
