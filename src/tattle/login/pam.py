@@ -28,7 +28,8 @@ def trusted_block(environ: bytes) -> bytes:
     """
     block = environ[environ.rfind(b"\0PAM_SERVICE=") + 1 :]
     names = [variable.partition(b"=")[0] for variable in block.split(b"\0")]
-    if names != [name for name in ITEMS if name in names] or b"\0PAM_USER=\0" in block:
+    ordered = names == [name for name in ITEMS if name in names]
+    if not ordered or b"PAM_TYPE" not in names or b"\0PAM_USER=\0" in block:
         raise refusal(
             f"refused: not an environment that pam_exec makes: {names!r}",
             "in a shell: unset PAM_SERVICE",
