@@ -140,13 +140,14 @@ def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
     need_root(*Instance.TOOLS)
 
     def slow(name: str, content: bytes) -> bytes:
-        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']: time.sleep(600)\n"
+        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']:"
+        held += b" open('/tmp/held', 'w').close(); time.sleep(600)\n"
         return held * (name == "__main__.py") + content
 
     repacked(artifact, tmp_path / "slow", slow)
     with Instance(tmp_path / "slow") as box, box.session() as session:
         assert session.hook(user="first").returncode == 0
-        eventually(box.next_deliverers)
+        eventually(box.path("/tmp/held").exists)
         (held,) = box.next_deliverers()
         box.run(["kill", f"-{how}", str(held.pid)], check=True)
         box.install(artifact)
