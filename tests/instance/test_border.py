@@ -140,7 +140,8 @@ def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
     need_root(*Instance.TOOLS)
 
     def slow(name: str, content: bytes) -> bytes:
-        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']: time.sleep(600)\n"
+        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']:"
+        held += b" open('/tmp/held', 'w').close(); time.sleep(600)\n"
         return held * (name == "__main__.py") + content
 
     repacked(artifact, tmp_path / "slow", slow)
