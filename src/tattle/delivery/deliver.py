@@ -197,9 +197,9 @@ class Deliverer:
             if gives_up:
                 return False
             if isinstance(fault, Unanswered):
-                self.pause(next(resending), for_records=False)
+                self.pause(next(resending))
             else:
-                self.pause(next(pauses))
+                self.pause(next(pauses), newest=names[-1])
 
     def deliver(self, names: list[str]) -> TattleError | None:
         """Send these records once, oldest first; return the fault that kept some of them back.
@@ -352,15 +352,14 @@ class Deliverer:
                 return True
         return False
 
-    def pause(self, seconds: float, for_records: bool = True) -> None:
-        """Wait before trying again; a flush, or after a while a new record, cuts it short."""
+    def pause(self, seconds: float, newest: str = "") -> None:
+        """Wait before trying again; a flush, or after a while a newer record, cuts it short."""
         began = time.monotonic()
-        newest = self.waiting()[-1:]
         while (waited := time.monotonic() - began) < seconds:
             time.sleep(min(WAKE_POLL_SECONDS, seconds - waited))
             if any(spool.holds(WAKE) for spool in self.spools):
                 return
-            if for_records and waited > RECORD_WAKES_AFTER and self.waiting()[-1:] != newest:
+            if newest and waited > RECORD_WAKES_AFTER and self.waiting()[-1:] > [newest]:
                 return
 
     def answer_wake(self) -> None:
