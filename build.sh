@@ -9,9 +9,11 @@ usage() {
 Usage: ./build.sh [COMMAND]
 
   (none)              build dist/tattle, dist/tattle.sha256 and dist/tattle.cdx.json, the SBOM
-  test [ARGUMENT …]   build, then lint, check types and run the tests; arguments go to pytest
+  test                build, check style and types, run the tests
+  test ARGUMENT …     build, and run some tests: names below tests/, such as unit, or pytest's options
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
   bench [ARGUMENT …]  build, then measure
+  distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
 
@@ -55,7 +57,7 @@ venv() {
     if [[ -d $folder/wheels && -f $folder/made-from && $(<"$folder/made-from") == "$made_from" ]]; then
         return
     fi
-    say "installing $what …"
+    say "installing $what into $folder …"
     rm -rf "$folder"
     "$python" -Im venv "$folder"
     # --no-deps: the lock is complete; --only-binary: no setup.py runs, with tools that no hash names.
@@ -67,7 +69,7 @@ venv() {
 
 build() {
     find_python
-    venv .venv requirements.lock "build tools"
+    venv .venv requirements.lock "build tools, some 70 MB,"
     .venv/bin/python -I src/pack.py
     .venv/bin/python -I src/sbom.py
 }
@@ -76,7 +78,7 @@ build() {
 prepare() {
     system_packages "$command"
     build
-    venv .venv-test tests/requirements.lock "test tools"
+    venv .venv-test tests/requirements.lock "test tools, some 700 MB, which can take minutes,"
 }
 
 # The environment of the machine (AWS_*, *_PROXY, *_CA_BUNDLE, PYTHON*, …) must not reach the tests.
@@ -98,6 +100,7 @@ system_packages() {
     [[ -d /run/systemd/system ]] || need sshd openssh-server
     need ssh openssh-client
     need ip iproute2
+    if [[ $1 == distros ]]; then need debootstrap debootstrap; fi
     if [[ $1 != demo ]]; then
         need git git
         need curl curl
@@ -105,6 +108,7 @@ system_packages() {
         need sudo sudo
         need cc gcc libc6-dev
         need faketime faketime
+        need unzip unzip
         need systemd-analyze systemd
         [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
     fi
@@ -122,15 +126,25 @@ system_packages() {
     }
 }
 
-run_tests() {
+check_style() {
     local bin=$PWD/.venv-test/bin
     say "checking style and types …"
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_setup.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/bench/curl_tattle.sh
+}
+
+# run_tests [ARGUMENT …]: those tests or, without one, style, types and all tests.
+run_tests() {
+    local argument arguments=()
+    if [[ $# == 0 ]]; then check_style; fi
+    for argument in "$@"; do
+        if [[ -e tests/${argument%%::*} ]]; then argument=tests/$argument; fi
+        arguments+=("$argument")
+    done
     # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
-    clean "$bin/python" -m pytest -n "$(nproc)" --dist loadfile "$@"
+    clean .venv-test/bin/python -m pytest -n "$(nproc)" --dist loadfile "${arguments[@]}"
 }
 
 # Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.
@@ -190,6 +204,10 @@ demo)
 bench)
     prepare
     clean .venv-test/bin/python tests/bench "$@"
+    ;;
+distros)
+    prepare
+    clean .venv-test/bin/python tests/distros "$@"
     ;;
 coverage)
     prepare

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from standins.instance import Instance
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
-from support import ARTIFACT, clean_environment, find_pythons, need_root
+from standins.instance import Instance
+from support import ARTIFACT, clean_environment, find_pythons, mount_own_cache, need_root
 
 FOREIGN_VARIABLE = re.compile(r"AWS_|BOTO|SSL|PYTHON|.*_PROXY$|.*_CA_BUNDLE$", re.IGNORECASE)
 TATTLE_TIMEOUT_SECONDS = 60  # a failure, not a limit that is tested
@@ -31,6 +31,12 @@ def _clean_process() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> None:
+    """What is unpacked on this machine, by other checkouts' tests maybe, is not these tests'."""
+    mount_own_cache()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """Branch coverage of src/tattle by all tests, whichever process runs it. By hand, as root:
 `./build.sh coverage [ARGUMENT …]`; arguments go to pytest.
 
-The artifact runs with -IS, from a zip, in namespaces of its own, partly forked and ended by
-os._exit or SIGKILL: no environment variable and no .pth file reaches it. So the tests run in a copy
-of the checkout whose artifact differs in one file: its front door starts coverage, then opens the
-real one. What coverage needs lies where a throwaway instance sees it, too. Tests that measure time
-or memory, count what is opened, or look into the archive may fail here, and nothing else follows
-from that.
+The artifact runs with -IS, from a zip, in namespaces of its own, and ends by os._exit or SIGKILL:
+no environment variable and no .pth file reaches it. So the tests run in a copy of the checkout
+whose artifact differs in one file: its front door starts coverage first. What coverage needs lies
+where a throwaway instance sees it, too. Tests that measure time or memory, count what is opened, or
+look into the archive may fail here, and nothing else follows from that.
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ import coverage
 from support import ARTIFACT, copy_checkout, repacked
 
 PLACE = "/opt"  # which instances show as it is
-NOT_HERE = ("test_build", "test_fleet", "test_readme", "test_standins")  # nothing of src/tattle
+NOT_HERE = (  # nothing of src/tattle
+    *("artifact/test_build", "unit/test_fleet", "unit/test_standins", "readme/test_readme"),
+)
 NO_WALK = "not killed_at and not killed_on and not error_at_any"  # coverage makes them take hours
 TIMEOUT = 600  # seconds for a test: all of them are slower here
 
@@ -36,14 +37,12 @@ data_file = {work}/data/coverage
 patch = _exit
 disable_warnings = no-data-collected, module-not-measured, couldnt-parse
 include =
-    */tattle/tattle/*
     */site-packages/tattle/*
     */src/tattle/*
 [paths]
 tattle =
     {root}/src/tattle
     */src/tattle
-    */tattle/tattle
     */site-packages/tattle
 [report]
 show_missing = true
@@ -57,11 +56,14 @@ exclude_also =
 BEGIN = """\
 def begin():
     import atexit
+    import os
+    import posix
     import time
 
     import coverage
 
     coverage.Coverage(config_file={settings!r}).start()
+    posix._exit = os._exit  # the hook's; coverage has patched the other
     atexit.register(lambda: coverage.Coverage.current().save())
     sleep, saved = time.sleep, [0.0]
 
@@ -77,7 +79,7 @@ def begin():
 begin()
 """
 
-FRONT_DOOR = """\
+BEFORE_THE_FRONT_DOOR = """\
 import sys
 
 sys.path.append({library!r})
@@ -87,8 +89,6 @@ try:
 except Exception:  # no memory, no descriptor, …: a test's doing
     pass
 sys.path.remove({library!r})
-__file__ = __loader__.archive + "/tattle/__main__.py"
-exec(__loader__.get_code("tattle/__main__"), globals())
 """
 
 
@@ -116,14 +116,14 @@ def main() -> int:
         settings.write_text(SETTINGS.format(work=work, root=tree))
         (tree / "dist").mkdir()
         begin = BEGIN.format(settings=str(settings))
-        front_door = FRONT_DOOR.format(
+        before = BEFORE_THE_FRONT_DOOR.format(
             library=str(work / "library"), begin=begin, version=sys.version_info[:2]
         )
-        instrumented = tree / "dist" / "tattle"  # the real front door is in its package anyway
+        instrumented = tree / "dist" / "tattle"
         repacked(
             ARTIFACT,
             instrumented,
-            lambda name, content: front_door.encode() if name == "__main__.py" else content,
+            lambda name, content: before.encode() * (name == "__main__.py") + content,
         )
         run = [sys.executable, "-m", "coverage"]
         ignored = [f"--ignore=tests/{name}.py" for name in NOT_HERE]

@@ -2,7 +2,7 @@
 
 `./build.sh demo` runs it. Run by root with sshd at hand, a throwaway instance is logged in to with
 ssh; otherwise the session's variables are given to tattle in a shell, as in its smoke test. The AWS
-around it is made of stand-ins, and nothing is left behind.
+around it is made of stand-ins. Nothing is left behind but what `./build.sh` keeps in the checkout.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import boto3
 from moto.server import ThreadedMotoServer
 
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.ca import Ca
 from standins.imds import Imds
+from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.relay import Relay, relay
 from standins.server import bind
 from support import ARTIFACT, clean_environment
@@ -91,13 +91,13 @@ def main() -> int:
         say(f"A consumer makes a queue, and a rule that sends it what matches {PATTERN}.")
         consumer = Consumer(client("events", moto), client("sqs", moto))
         try:
-            say("A throwaway instance starts: this machine's sshd and PAM, tattle, and this line:")
             box = throwaway_instance(stack)
         except NotHere as reason:
-            say(f"That can't be done here, it needs {reason}. So there is no real login:")
-            say("tattle is given the session's variables in a shell, as in its smoke test.")
+            say(f"No real login here, that needs {reason}.")
+            say("tattle gets the session's variables in a shell, as in its smoke test.")
             sessions = in_a_shell(stack, moto)
         else:
+            say("A throwaway instance runs: this machine's sshd and PAM, tattle, and this line:")
             sessions = over_ssh(stack, moto, box)
         try:
             for _ in sessions:
@@ -106,7 +106,8 @@ def main() -> int:
         except (TimeoutError, subprocess.CalledProcessError) as error:
             say(f"It went wrong: {error}")
             return 1
-    say("Both have arrived. Nothing is left behind.")
+    say("Both have arrived. In this checkout are left dist, .venv and .venv-test, some 800 MB.")
+    say("The next build and the tests use them; you can remove them.")
     return 0
 
 

@@ -1,7 +1,6 @@
 """What README.md shows, for the tests to use as it stands there.
 
-A block or a table that a test uses has a comment above it that no reader sees:
-`<!-- test: NAME -->`.
+A fenced block's name follows its language: "```sh install". A table is known by its first heading.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from support import ROOT
 
 README = ROOT / "README.md"
 
-_NAME = re.compile(r"<!-- test: (\S+) -->")
-_FENCE = re.compile(r"```(\S*)")
+_FENCE = re.compile(r"```(\S*) ?(\S*)")
 
 
 @dataclass(frozen=True)
@@ -36,65 +34,51 @@ def lines() -> list[str]:
 def blocks() -> list[Block]:
     """Every fenced block, in order."""
     found: list[Block] = []
-    name, language, start = "", None, 0
-    content: list[str] = []
+    opened: re.Match[str] | None = None
+    start = 0
     for number, line in enumerate(lines(), 1):
         fence = _FENCE.fullmatch(line)
-        if language is not None:
-            if line == "```":
-                found.append(Block(name, language, "\n".join(content) + "\n", start))
-                name, language, content = "", None, []
-            else:
-                content.append(line)
-        elif fence:
-            language, start = fence[1], number + 1
-        elif line.strip():
-            comment = _NAME.fullmatch(line)
-            name = comment[1] if comment else ""
-    assert language is None, f"the block that begins in line {start} does not end"
-    return found
-
-
-def block(name: str) -> Block:
-    """The one block of that name."""
-    (found,) = [one for one in blocks() if one.name == name]
+        if opened and line == "```":
+            content = "".join(f"{one}\n" for one in lines()[start : number - 1])
+            found.append(Block(opened[2], opened[1], content, start + 1))
+            opened = None
+        elif fence and not opened:
+            opened, start = fence, number
+    assert not opened, f"the block that begins in line {start} does not end"
     return found
 
 
 def text(name: str) -> str:
-    return block(name).text
+    """The text of the one block of that name."""
+    (found,) = [one for one in blocks() if one.name == name]
+    return found.text
 
 
-def table(name: str) -> list[list[str]]:
-    """The cells of the table of that name, without its head, as they are written."""
-    rest = lines()[lines().index(f"<!-- test: {name} -->") + 1 :]
+def commands(text: str) -> list[str]:
+    """The commands of a shell block, each whole: with the lines it goes on in."""
+    found = re.split(r"\n(?![ \t]|done\b)", text.strip())
+    return [one for one in found if one.strip()]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the table whose first column has that heading, without its head."""
+    rest = lines()
+    (first,) = [n for n, line in enumerate(rest) if line.startswith(f"| {heading} |")]
     rows = []
-    for line in rest:
+    for line in rest[first + 2 :]:
         if not line.startswith("|"):
             break
         rows.append(cells(line))
-    return rows[2:]
-
-
-def table_after(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its head."""
-    rest = lines()[lines().index(heading) + 1 :]
-    first = next(n for n, line in enumerate(rest) if line.startswith("|"))
-    rows = []
-    for line in rest[first:]:
-        if not line.startswith("|"):
-            break
-        rows.append(cells(line))
-    return rows[2:]
+    return rows
 
 
 def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip()[1:-1].split("|")]
 
 
-def code(cell: str) -> list[str]:
-    """What stands between backticks in a cell."""
-    return re.findall(r"`([^`]+)`", cell)
+def code(text: str) -> list[str]:
+    """What stands between backticks, on one line."""
+    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", text)]
 
 
 def as_pattern(message: str) -> str:
@@ -113,9 +97,14 @@ def prose() -> str:
     return "\n".join(kept)
 
 
+def words() -> str:
+    """The prose with blanks for line ends, so that a phrase is found wherever a line ends."""
+    return " ".join(prose().split())
+
+
 def anchors() -> set[str]:
     """What a link within the file can point to: headings, as GitHub makes ids of them."""
-    found = set()
+    found = set(re.findall(r'<a id="([^"]+)">', prose()))
     for line in prose().splitlines():
         heading = re.match(r"#+ (.+)", line)
         if heading:

@@ -32,6 +32,10 @@ def main(archive):  # type: ignore[no-untyped-def]
     except OSError:
         pass  # nothing is unpacked yet
     under_pam = b"PAM_SERVICE" in posix.environ
+    if not under_pam:
+        import _signal  # type: ignore[import-not-found]  # signal itself takes milliseconds
+
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # from a keyboard: end without a word
     for place in places:
         sys.path.insert(0, place)
         try:

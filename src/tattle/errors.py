@@ -11,12 +11,27 @@ class TattleError(Exception):
     """A fault that a person can act on.
 
     status: from sysexits(3), os.EX_*. advice: one line, a command where one helps; may be empty.
+    A command that needs root begins with sudo: runnable().
     """
 
     def __init__(self, message: str, status: int, advice: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.advice = advice
+
+
+def runnable(advice: str) -> str:
+    """Return an advice with the commands as its reader can run them.
+
+    Root needs no sudo and may have none. Others may not have /usr/local/bin in sudo's secure_path.
+    """
+    import os
+    import re
+    import sys
+
+    if os.geteuid() == 0:
+        return re.sub(r"(?<![\w/.-])sudo ", "", advice)
+    return advice.replace("sudo tattle ", f"sudo {os.path.realpath(sys.argv[0])} ")
 
 
 def one_line(text: str) -> str:

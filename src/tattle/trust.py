@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -31,7 +32,7 @@ def trusted(path: str) -> str:
 
 def foreign(path: str, fault: str, mode: str) -> TattleError:
     """Return the error for a file that somebody else could have written; mode is for chmod(1)."""
-    advice = f"chown root {path} && chmod {mode} {path}"
+    advice = f"sudo chown root {path} && sudo chmod {mode} {path}"
     return TattleError(f"{path} {fault}", os.EX_NOPERM, advice)
 
 
@@ -49,10 +50,18 @@ def private_folder(path: str) -> int:
         parent = os.open(os.path.dirname(path), os.O_RDONLY)
         os.fsync(parent)
         os.close(parent)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        fault = f"{path} is not a folder: {error.strerror}"
+        raise TattleError(fault, os.EX_NOPERM, f"sudo rm {path}") from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(fd)
-        user = "root" if os.geteuid() == 0 else "you"
-        raise foreign(path, f"must belong to {user}, with mode 0700", "700")
+        if os.geteuid() == 0:
+            raise foreign(path, "must belong to root, with mode 0700", "700")
+        fault = f"{path} must belong to you, with mode 0700"
+        raise TattleError(fault, os.EX_NOPERM, f"sudo rm -r {path}")
     return fd

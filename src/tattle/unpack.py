@@ -42,6 +42,8 @@ def unpack() -> None:
     """Make botocore importable. Raises TattleError if there is no place to unpack it to."""
     if from_archive():
         sys.path.insert(0, str(_unpacked(_archive())))
+        # The front door looked there before there was anything, and Python remembers that.
+        importlib.invalidate_caches()
 
 
 def repair() -> bool:

@@ -20,14 +20,20 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from support import ROOT, copy_checkout, need
+from support import ROOT, SYSTEM_PYTHON, copy_checkout, need
 
 LOCK = ROOT / "requirements.lock"
 WHEELS = ROOT / ".venv" / "wheels"  # what build.sh installed its tools from
 RUNTIME = {"botocore", "jmespath", "python-dateutil", "six", "urllib3"}
+PACKAGE = ROOT / "src" / "tattle"
 PACKED = {"botocore", "dateutil", "jmespath", "six.py", "tattle", "urllib3"}
 MADE_HERE = "site-packages/botocore/data/"  # but for the CA bundle, JSON that pack.py cut to size
 A_WEEK_SECONDS = 7 * 24 * 3600
+
+
+def modules() -> list[Path]:
+    """Our own."""
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 class Checkout:
@@ -127,13 +133,8 @@ def elsewhere(
 
 
 @pytest.fixture(scope="module")
-def outer(artifact: Path) -> zipfile.ZipFile:
+def archive(artifact: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(artifact)
-
-
-@pytest.fixture(scope="module")
-def inner(outer: zipfile.ZipFile) -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO(outer.read("site-packages.zip")))
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +163,9 @@ class TestReproducible:
 
     def test_no_path_of_the_builder_is_inside(self, elsewhere: Checkout) -> None:
         built = elsewhere.outcome()["tattle"]
-        with zipfile.ZipFile(io.BytesIO(built)) as outer:
-            packed = zipfile.ZipFile(io.BytesIO(outer.read("site-packages.zip")))
-            everything = [*(outer.read(n) for n in outer.namelist())]
-            everything += [packed.read(n) for n in packed.namelist()]
+        with zipfile.ZipFile(io.BytesIO(built)) as archive:
+            names = [name for name in archive.namelist() if "/recipes/" not in name]  # as they are
+            everything = [archive.read(name) for name in names]
         everything += elsewhere.outcome().values()
         folder = elsewhere.folder.parent.name
         for trace in (folder, "builders-home", str(ROOT), str(Path.home()), sys.prefix):
@@ -207,7 +207,7 @@ class TestTheLock:
 
 class TestWhatIsInside:
     def test_every_packed_file_is_that_of_a_wheel_that_the_lock_names(
-        self, inner: zipfile.ZipFile
+        self, archive: zipfile.ZipFile
     ) -> None:
         locked = LOCK.read_text()
         originals: dict[str, bytes] = {}
@@ -215,70 +215,101 @@ class TestWhatIsInside:
             assert f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in locked
             with zipfile.ZipFile(wheel) as opened:
                 originals.update((f"site-packages/{n}", opened.read(n)) for n in opened.namelist())
-        ours = ROOT / "src" / "tattle"
-        originals.update(
-            (f"site-packages/tattle/{p.name}", p.read_bytes()) for p in ours.glob("*.py")
-        )
-        for name in inner.namelist():
-            if not (name.startswith(MADE_HERE) and name.endswith(".json")):
-                assert inner.read(name) == originals[name], name
+        for path in PACKAGE.rglob("*"):
+            if path.is_file():
+                originals[f"site-packages/tattle/{path.relative_to(PACKAGE)}"] = path.read_bytes()
+        for name in archive.namelist():
+            made_here = name.startswith(MADE_HERE) and name.endswith(".json")
+            if name.startswith("site-packages/") and not made_here:
+                assert archive.read(name) == originals[name], name
 
-    def test_botocores_data_are_a_part_of_the_originals(self, inner: zipfile.ZipFile) -> None:
-        data = [name[len(MADE_HERE) :] for name in inner.namelist() if name.startswith(MADE_HERE)]
+    def test_botocores_data_are_a_part_of_the_originals(self, archive: zipfile.ZipFile) -> None:
+        names = [name for name in archive.namelist() if name.startswith(MADE_HERE)]
+        data = [name[len(MADE_HERE) :] for name in names]
         services = {name.split("/")[0] for name in data if "/" in name}
         assert services == {"events", "sts"}
-        model = json.loads(inner.read(f"{MADE_HERE}events/2015-10-07/service-2.json"))
+        model = json.loads(archive.read(f"{MADE_HERE}events/2015-10-07/service-2.json"))
         assert set(model["operations"]) == {"PutEvents"}
 
-    def test_ours_comes_first_and_is_stored(self, outer: zipfile.ZipFile) -> None:
-        names = outer.namelist()
-        ours = [f"tattle/{path.name}" for path in sorted((ROOT / "src" / "tattle").glob("*.py"))]
-        assert names[: len(ours) + 1] == ["__main__.py", *ours]
-        for name in [*names[: len(ours) + 1], "site-packages.zip"]:
-            assert outer.getinfo(name).compress_type == zipfile.ZIP_STORED
-        for name in names[: len(ours) + 1]:
-            source = ROOT / "src" / "tattle" / name.rpartition("/")[2]
-            assert outer.read(name) == source.read_bytes()
-
-    def test_nothing_is_inside_that_is_not_meant(
-        self, outer: zipfile.ZipFile, inner: zipfile.ZipFile
+    def test_the_front_door_comes_first_and_what_a_login_may_read_is_stored(
+        self, archive: zipfile.ZipFile
     ) -> None:
-        for name in outer.namelist():
-            assert re.fullmatch(
-                r"__main__\.py|tattle/\w+\.py|_bootstrap/\w+\.py|environment\.json|LICENSES\.txt"
-                r"|site-packages\.zip",
-                name,
-            )
-        assert {name.split("/")[1] for name in inner.namelist()} == PACKED
-        for name in inner.namelist():
-            assert re.fullmatch(r"site-packages/[\w./-]+\.(py|json|pem)", name)
-            assert not re.search(r"\.\.|/tests?/|test_|dist-info|__pycache__", name)
+        assert archive.namelist()[0] == "__main__.py"
+        ours = {f"site-packages/tattle/{path.relative_to(PACKAGE)}" for path in modules()}
+        ours = {"__main__.py", *ours} - {"site-packages/tattle/__main__.py"}
+        stored = {i.filename for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED}
+        assert ours <= stored
 
-    def test_every_entry_has_the_same_mode_and_date(
-        self, outer: zipfile.ZipFile, inner: zipfile.ZipFile
+    def test_the_first_line_runs_exactly_the_front_door(
+        self, archive: zipfile.ZipFile, artifact: Path
     ) -> None:
-        for info in [*outer.infolist(), *inner.infolist()]:
-            assert oct(info.external_attr >> 16) == oct(0o100644)
-            assert info.date_time == (1980, 1, 1, 0, 0, 0)
-            assert (info.create_system, info.flag_bits, info.extra, info.comment) == (
-                3,
-                0,
-                b"",
-                b"",
-            )
-        assert outer.testzip() is None
-        assert inner.testzip() is None
+        content = artifact.read_bytes()
+        line = content.partition(b"\n")[0]
+        seek, read = re.findall(rb"f\.(?:seek|read)\((\d+)\)", line)
+        door = content[int(seek) :][: int(read)]
+        assert door == archive.read("__main__.py")
+        build_id = json.loads(archive.read("environment.json"))["build_id"]
+        source = (PACKAGE / "__main__.py").read_text().replace('"none"', f'"{build_id}"')
+        assert re.sub(r"#-*\n$", "", door.decode()) == source
 
-    def test_the_shebang_shuts_out_what_others_set_up(self, artifact: Path) -> None:
+    def test_the_first_line_is_one_that_kernels_take(self, artifact: Path) -> None:
+        """And shuts out what others set up. 255 bytes with `#!`: execve(2), since Linux 5.1."""
         with artifact.open("rb") as file:
-            assert file.readline() == b"#!/usr/bin/python3 -ISXutf8\n"
+            line = file.readline().rstrip(b"\n")
+        assert len(line) <= 255
+        unset = b"-u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ"
+        assert line.startswith(b"#!/usr/bin/env -S " + unset + b" /usr/bin/python3 -BISXutf8 -c ")
         assert artifact.stat().st_mode & 0o777 == 0o755
 
-    def test_every_licence_is_inside(self, outer: zipfile.ZipFile) -> None:
-        text = outer.read("LICENSES.txt").decode()
+    def test_nothing_is_inside_that_is_not_meant(self, archive: zipfile.ZipFile) -> None:
+        for name in archive.namelist():
+            assert re.fullmatch(
+                r"__main__\.py|_bootstrap/\w+\.py|environment\.json|LICENSES\.txt"
+                r"|site-packages/tattle/recipes/[\w.-]+"
+                r"|site-packages/[\w./-]+\.(py|json|pem)",
+                name,
+            )
+            assert not re.search(r"\.\.|/tests?/|test_|dist-info|__pycache__", name)
+        packed = {name.split("/")[1] for name in archive.namelist() if "site-packages/" in name}
+        assert packed == PACKED
+
+    def test_every_entry_has_the_same_mode_and_date(self, archive: zipfile.ZipFile) -> None:
+        for info in archive.infolist():
+            assert oct(info.external_attr >> 16) == oct(0o100644)
+            assert info.date_time == (1980, 1, 1, 0, 0, 0)
+            found = (info.create_system, info.flag_bits, info.extra, info.comment)
+            assert found == (3, 0, b"", b"")
+        assert archive.testzip() is None
+
+    def test_every_licence_is_inside(self, archive: zipfile.ZipFile) -> None:
+        text = archive.read("LICENSES.txt").decode()
         assert text.index((ROOT / "LICENSE").read_text()) < text.index("Apache License")
         for package in ("botocore", "jmespath", "python_dateutil", "shiv", "six", "urllib3"):
             assert re.search(rf"^{package}-[\d.]+\S*: LICENSE", text, re.MULTILINE)
+
+
+class TestOtherTools:
+    """The archive is an ordinary one of shiv's."""
+
+    def test_python_runs_it(self, artifact: Path) -> None:
+        done = subprocess.run(
+            [SYSTEM_PYTHON, artifact, "--version"], capture_output=True, text=True
+        )
+        assert re.fullmatch(r"tattle \d+\.\d+\S*, build .*\n", done.stdout), done
+
+    def test_shiv_info_reads_it(self, artifact: Path, archive: zipfile.ZipFile) -> None:
+        shiv_info = "from shiv.info import main; main()"
+        command = [str(ROOT / ".venv/bin/python"), "-Ic", shiv_info, "--json", str(artifact)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        told = json.loads(done.stdout)
+        assert told["build_id"] == json.loads(archive.read("environment.json"))["build_id"]
+        assert told["entry_point"] == "tattle.shell.cli:main"
+
+    def test_unzip_finds_nothing_wrong(self, artifact: Path) -> None:
+        need(shutil.which("unzip"), "needs unzip")
+        done = subprocess.run(["unzip", "-t", artifact], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert "No errors detected" in done.stdout
 
 
 class TestSbom:

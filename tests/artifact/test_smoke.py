@@ -16,10 +16,10 @@ import pytest
 
 import demo
 from conftest import Moto, Tattle
-from standins.instance import EVENTBRIDGE_HOST, TATTLE, Instance
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds, identity_document
+from standins.instance import EVENTBRIDGE_HOST, TATTLE, Instance
 from standins.server import Answer, Asked
 from support import ROOT, find_pythons
 
@@ -39,7 +39,9 @@ credential_source = Ec2InstanceMetadata
 def sent(done: subprocess.CompletedProcess[str]) -> str:
     """The event's id out of the one line that tells of success."""
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    said = re.fullmatch(r"sent: session (opened|closed) for .+, event id (\S+)\n", done.stdout)
+    said = re.fullmatch(
+        r"sent: session (opened|closed) for .+, event id (\S+), event bus \S+ in \S+\n", done.stdout
+    )
     assert said, done.stdout
     return said[2]
 
@@ -108,20 +110,24 @@ class TestTheEvent:
         expected = f"arn:{partition}:ec2:{region}:012345678901:instance/i-abc123abc123"
         assert entry.raw["Resources"] == [expected]
 
-    def test_a_dry_run_prints_the_entry_as_json_and_sends_nothing(
+    def test_a_dry_run_prints_the_event_as_json_and_sends_nothing(
         self, tattle: Tattle, eventbridge: EventBridge
     ) -> None:
         done = tattle("--dry-run", env=LOGIN)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert eventbridge.connection_count() == 0
-        entry = json.loads(done.stdout)
-        moment = datetime.fromisoformat(entry.pop("Time"))
+        event = json.loads(done.stdout)
+        moment = datetime.strptime(event.pop("time"), "%Y-%m-%dT%H:%M:%S%z")
         assert abs((datetime.now(timezone.utc) - moment).total_seconds()) < 60
-        assert entry == {
-            "Source": "com.unbounce.tattle",
-            "Resources": [ARN],
-            "DetailType": "SSH connection event detected",
-            "Detail": '{"username": "test", "remote_host": "test", "session": "opened"}',
+        assert event.pop("id")
+        assert event == {
+            "version": "0",
+            "source": "com.unbounce.tattle",
+            "account": "012345678901",
+            "region": "us-east-1",
+            "resources": [ARN],
+            "detail-type": "SSH connection event detected",
+            "detail": {"username": "test", "remote_host": "test", "session": "opened"},
         }
 
     def test_an_event_accepted_in_a_second_try_is_sent(
@@ -141,7 +147,8 @@ class TestTheFile:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         assert SOURCE_VERSION
         if argument == "--version":
-            assert done.stdout == f"tattle {SOURCE_VERSION[1]}\n"
+            told = rf"tattle {SOURCE_VERSION[1]}, build \w+, Python 3\S+, botocore 1\S+\n"
+            assert re.fullmatch(told, done.stdout), done.stdout
         else:
             assert "usage: tattle" in done.stdout
             assert "--dry-run" in done.stdout

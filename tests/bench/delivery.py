@@ -23,9 +23,9 @@ import botocore
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+
 from standins.instance import SYSTEM_PYTHON, TATTLE, Instance, Session
 from support import ARTIFACT, ROOT
-from test_pythons import reveal
 
 ROUNDS = 15
 CACHE = "/var/cache/tattle"
@@ -117,7 +117,7 @@ def measure(rounds: int = ROUNDS) -> list[Contender]:
         box.write(CURL, SCRIPTS[CURL].replace("set -eu\n", f"set -eu\nCURL_TATTLE_CACERT={CA}\n"))
         box.path(CURL).chmod(0o755)
         for folder in (sys.base_prefix, sys.prefix):
-            reveal(box, folder)
+            box.reveal(folder)
         for number in range(rounds + 1):
             for contender in compared:
                 if not contender.name.endswith("still there"):

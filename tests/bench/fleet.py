@@ -1,9 +1,8 @@
 """A fleet that loses EventBridge for an hour and gets it back, in simulation.
 
 Is the return a second outage, with every instance asking at once? The pauses between calls are
-tattle.deliver's own code, those within a call botocore's own; what is simulated is the time, the
-logins and a service that refuses what exceeds its quota. Run by hand: `python tests/bench/fleet.py
-[INSTANCES]`.
+the deliverer's own code; what is simulated is the time, the logins and a service that refuses what
+exceeds its quota. Run by hand: `python tests/bench/fleet.py [INSTANCES]`.
 """
 
 from __future__ import annotations
@@ -17,16 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "src"))
 
-from botocore.retries.quota import RetryQuota
-from botocore.retries.standard import ExponentialBackoff, RetryQuotaChecker
-
-from tattle.deliver import ATTEMPTS, BATCH, LINGER, PATIENCE, backoff
+from tattle.delivery.deliver import BATCH, GIVE_UP_AFTER, LINGER, backoff
 
 INSTANCES = 10_000
 # PutEvents requests a second, of an account in a region, by default:
@@ -66,7 +61,7 @@ class Scenario:
     sweep: bool = False
     """Whether a management tool logs in to every instance just as the service comes back."""
     pauses: Pauses = tattles
-    patience: float = PATIENCE
+    give_up_after: float = GIVE_UP_AFTER
     outage: float = OUTAGE_SECONDS
     seed: int = 1
 
@@ -135,7 +130,6 @@ class Simulation:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.chance = random.Random(scenario.seed)
-        self.inner = ExponentialBackoff(random=self.chance.random)
         self.outcome = Outcome(scenario)
         self.fleet = [Instance() for _ in range(scenario.instances)]
         self.now = 0.0
@@ -187,26 +181,16 @@ class Simulation:
             self.start(self.deliver(instance), self.now + load)
 
     def deliver(self, instance: Instance) -> Iterator[float]:
-        """What Deliverer.run() does, with botocore's standard mode inside."""
-        success, pauses, quota = self.now, self.scenario.pauses(self.chance), RetryQuota()
+        """What Deliverer.run() does."""
+        success, pauses = self.now, self.scenario.pauses(self.chance)
         while instance.waiting:
-            arrived = False
-            for attempt in range(1, ATTEMPTS + 1):
-                yield ANSWER_SECONDS
-                arrived = self.ask()
-                if (
-                    arrived
-                    or attempt == ATTEMPTS
-                    or not quota.acquire(RetryQuotaChecker._RETRY_COST)
-                ):
-                    break
-                yield self.inner.delay_amount(SimpleNamespace(attempt_number=attempt))
-            if arrived:
+            yield ANSWER_SECONDS
+            if self.ask():
                 self.note_delivery(instance)
                 del instance.waiting[:BATCH]
                 success, pauses = self.now, self.scenario.pauses(self.chance)
                 continue
-            if self.now - success > self.scenario.patience:
+            if self.now - success > self.scenario.give_up_after:
                 break
             yield next(pauses)
         instance.delivers = False
@@ -287,7 +271,7 @@ def row(named: tuple[str, dict[str, object]]) -> tuple[str, ...]:
 def rows(instances: int = INSTANCES) -> list[tuple[str, ...]]:
     """The lowest default quota, a tenth of it, a tool's sweep on top, and what `sleep 1` does."""
     lowest = min(QUOTAS.values())
-    stubborn = {"quota": lowest, "pauses": every_second, "patience": float("inf")}
+    stubborn = {"quota": lowest, "pauses": every_second, "give_up_after": float("inf")}
     scenarios: list[tuple[str, dict[str, object]]] = [
         (f"{lowest}/s", {"quota": lowest}),
         (f"{lowest // 10}/s", {"quota": lowest // 10}),

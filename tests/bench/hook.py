@@ -22,8 +22,8 @@ if __name__ == "__main__":
 
 from bench.delivery import rest
 from standins.instance import SYSTEM_PYTHON, Hook, HookResult, Instance
+from standins.outages import OUTAGES
 from support import ARTIFACT
-from test_outage import OUTAGES
 
 PAIRS = 60
 LOGINS = 15

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import delivery, stages
-from standins.instance import Instance
 from standins.eventbridge import ERRORS
+from standins.instance import Instance
 from support import need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

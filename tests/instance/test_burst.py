@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import threading
 import time
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from standins.instance import REMOTE_HOST, STRACE_LOG, TATTLE, Hook, Instance, Process
-from support import eventually, need_root, repacked
+from standins.instance import REMOTE_HOST, TATTLE, Hook, Instance, Process
+from support import changed, eventually, need_root
 
 pytestmark = pytest.mark.root
 
@@ -47,21 +46,6 @@ def warm_cache(box: Instance) -> None:
     box.eventbridge.wait_for(1)
     eventually(lambda: not box.spool())
     box.kill_deliverers()
-
-
-def changed(artifact: Path, to: Path, pattern: str, replacement: str) -> None:
-    """Write the artifact with one line of ours changed, wherever in the package that is."""
-    found = []
-
-    def change(name: str, content: bytes) -> bytes:
-        if "tattle/" in name:
-            text, count = re.subn(pattern, replacement, content.decode(), flags=re.M)
-            found.extend([name] * count)
-            return text.encode()
-        return content
-
-    repacked(artifact, to, change)
-    assert len(found) == 2, f"{pattern} is in {found}"  # in the archive, and in what is unpacked
 
 
 class MostDeliverers:
@@ -239,29 +223,6 @@ class TestWaiting:
 
 class TestStranded:
     """An event is not left to a deliverer that leaves it to the next."""
-
-    @pytest.mark.parametrize("moment", ["delay_enter", "delay_exit"])
-    def test_one_that_comes_when_the_deliverer_lets_go(
-        self, instance: Instance, artifact: Path, tmp_path: Path, moment: str
-    ) -> None:
-        """Before the lock is let go (so the hook finds it taken), and right after."""
-        changed(artifact, tmp_path / "tattle", r"^LINGER = .*$", "LINGER = 1.0")
-        instance.install(tmp_path / "tattle")
-        warm_cache(instance)
-        # The hook's own flock() is the first of its process; the first of its child's holds what is
-        # unpacked, the second lets the spool go. That one takes a second longer.
-        delayed = ["-e", "trace=flock", "-e", f"inject=flock:{moment}=1000000:when=2"]
-        with instance.session() as session:
-            assert session.hook(user="first", strace=delayed).returncode == 0
-            instance.eventbridge.wait_for(2)
-            eventually(lambda: instance.read(STRACE_LOG).count("flock(") == 3)
-            time.sleep(0.3)
-            assert session.hook(user="late").returncode == 0
-            late = instance.eventbridge.wait_for(3)[-1]
-        instance.install(artifact)
-        assert late.detail["username"] == "late"
-        eventually(lambda: not instance.spool())
-        assert len(instance.eventbridge.entries()) == 3
 
     @pytest.mark.slow
     def test_one_that_comes_about_when_the_deliverer_leaves(

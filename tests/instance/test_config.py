@@ -12,10 +12,19 @@ from typing import Any
 
 import pytest
 
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, SPOOL, TATTLE, TTY, Instance, Text
 from standins.ca import Ca
 from standins.eventbridge import Entry
 from standins.imds import CREDENTIALS_PATH, TOKEN_PATH
+from standins.instance import (
+    EVENTBRIDGE_HOST,
+    HOSTNAME,
+    REMOTE_HOST,
+    SPOOL,
+    TATTLE,
+    TTY,
+    Instance,
+    Text,
+)
 from standins.relay import Relay, relay
 from standins.server import bind
 
@@ -443,7 +452,7 @@ class TestUnderPam:
         assert "sauce" in line.message
         instance.kill_deliverers()
         flushed = instance.run([TATTLE, "flush"])
-        assert flushed.returncode == 78
+        assert flushed.returncode == 75
         assert re.fullmatch(f"tattle: {CONF}, line 2: .*sauce.*\n", flushed.stderr)
         assert len(instance.spool()) == 2
         assert instance.eventbridge.connection_count() == 0

@@ -87,6 +87,8 @@ def test_by_root_it_logs_in_over_ssh(artifact: Path, tmp_path: Path) -> None:
     check(output)
     assert "logs in: ssh ubuntu@" in output
     assert "shell" not in output
+    assert "needs" not in output
+    assert ".venv-test, some 800 MB" in output
     assert os.listdir(tmp_path) == []
 
 
@@ -107,7 +109,8 @@ def test_without_root_it_says_so_and_uses_a_shell(artifact: Path, folder: Path) 
     status, output = run(str(DEMO), before=become, temporary=temporary)
     assert status == 0, output
     check(output)
-    assert "needs root. So there is no real login" in output
+    assert "No real login here, that needs root." in output
+    assert "throwaway instance" not in output  # nothing is announced that can't be done
     assert 'PAM_TYPE="close_session"' in output
     assert os.listdir(temporary) == os.listdir(home) == []
 

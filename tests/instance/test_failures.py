@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
@@ -15,7 +15,8 @@ from typing import Any, Union
 import pytest
 
 from conftest import Tattle
-from standins.instance import EVENTBRIDGE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+from failures import FAILURES, pattern
+from failures import Failure as Row
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import (
@@ -28,7 +29,8 @@ from standins.imds import (
     identity_document,
     role_credentials,
 )
-from support import need, need_root
+from standins.instance import EVENTBRIDGE_HOST, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
+from support import eventually, need, need_root
 
 PROMISED_SECONDS = 10
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
@@ -197,14 +199,15 @@ IMDS = [
     imds_says("credentials cut off", 77, "no credentials", credentials=b'{"Code": "Succ'),
 ]
 
+MAYBE = "EventBridge did not answer, the event may have arrived"
 EVENTBRIDGE = [
     eventbridge_fault("refuse", 69, "EventBridge can't be reached"),
-    eventbridge_fault("hang", 69, "EventBridge can't be reached: .*timeout"),
-    eventbridge_fault("close", 69, "EventBridge can't be reached: .*closed"),
-    eventbridge_fault("reset", 69, "EventBridge can't be reached: .*(reset|closed)"),
-    eventbridge_fault("rubbish", 69, "EventBridge"),
-    eventbridge_fault("empty", 69, "EventBridge"),
-    eventbridge_fault("reset-after", 69, "EventBridge can't be reached"),
+    eventbridge_fault("hang", 69, f"{MAYBE}: .*timeout"),
+    eventbridge_fault("close", 69, f"{MAYBE}: .*closed"),
+    eventbridge_fault("reset", 69, f"{MAYBE}: .*(reset|closed)"),
+    eventbridge_fault("rubbish", 69, f"{MAYBE}: unexpected response"),
+    eventbridge_fault("empty", 69, f"{MAYBE}: unexpected response"),
+    eventbridge_fault("reset-after", 69, MAYBE),
     eventbridge_fault("access-denied", 77, "AccessDeniedException: .*events:PutEvents"),
     eventbridge_fault("expired-token", 77, "ExpiredTokenException: .*expired"),
     eventbridge_fault("throttle", 75, "ThrottlingException: Rate exceeded"),
@@ -305,7 +308,7 @@ def test_a_slow_imds_and_then_an_eventbridge_that_hangs_take_no_longer(
     imds.set(delay=0.5)
     eventbridge.set(fault="hang")
     began = time.monotonic()
-    check(tattle(env=LOGIN), 69, "EventBridge can't be reached|no answer .* from EventBridge")
+    check(tattle(env=LOGIN), 69, f"{MAYBE}|no answer .* from EventBridge")
     assert time.monotonic() - began < PROMISED_SECONDS
 
 
@@ -315,6 +318,62 @@ def test_a_wrong_argument_is_usage_and_asks_nobody(
     for arguments in (["--nonsense"], ["nonsense"], ["flush", "--nonsense"]):
         check(tattle(*arguments, env=LOGIN), 64, "nonsense.*--help")
     assert imds.connection_count() == eventbridge.connection_count() == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.message)
+class TestTheTable:
+    """What a person meets says the same words everywhere."""
+
+    @pytest.fixture(autouse=True)
+    def _provoke(self, failure: Row, instance: Instance) -> Iterator[None]:
+        instance.configure_pam(user_readenv=False)
+        failure.provoke(instance)
+        yield
+        failure.undo(instance)
+
+    def test_the_smoke_test_says_it(self, failure: Row, instance: Instance) -> None:
+        done = instance.run([TATTLE], env={**LOGIN, **failure.env})
+        line = f"tattle: {pattern(failure.message)} → {pattern(unprefixed(failure.advice))}\n"
+        assert re.fullmatch(line, done.stderr), done.stderr
+        assert (done.returncode, done.stdout) == (failure.status, "")
+
+    def test_check_says_it(self, failure: Row, instance: Instance) -> None:
+        if not failure.check:
+            pytest.skip("no finding of check's")
+        done = instance.run([TATTLE, "check", "--json", *failure.arguments], env=failure.env)
+        assert done.returncode == 1
+        (found, *_) = [
+            (finding["message"], finding["advice"])
+            for finding in json.loads(done.stdout)["findings"]
+            if finding["id"] == failure.check
+        ]
+        assert re.fullmatch(pattern(failure.message), found[0]), found
+        assert re.fullmatch(pattern(unprefixed(failure.advice)), found[1]), found
+
+    def test_under_pam_the_log_says_it_and_check_as_long_as_events_wait(
+        self, failure: Row, instance: Instance
+    ) -> None:
+        if not failure.logged:
+            pytest.skip("not under PAM")
+        instance.hook()
+        line = instance.syslog.wait_for("events wait in the spool")
+        message = pattern(failure.message)
+        assert re.fullmatch(f"events wait in the spool: {message}", line.message), line
+        eventually((instance.path(SPOOL) / ".fault").exists)
+        done = instance.run([TATTLE, "check", "--json"])
+        (found,) = [
+            (finding["message"], finding["advice"])
+            for finding in json.loads(done.stdout)["findings"]
+            if finding["id"] == "delivery"
+        ]
+        assert re.fullmatch(rf"{message} \(\d+ s ago\)", found[0]), found
+        assert re.fullmatch(pattern(unprefixed(failure.advice)), found[1]), found
+
+
+def unprefixed(advice: str) -> str:
+    """Root reads it."""
+    return advice.replace("sudo ", "")
 
 
 class TestTheConfigurationFile:

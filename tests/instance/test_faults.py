@@ -146,13 +146,9 @@ def frozen(box: Instance, inside: int) -> Iterator[None]:
 
 def deliver(box: Instance, *tracing: str) -> subprocess.Popen[str]:
     """Start a deliverer as the hook does, under strace."""
-    start = f"""
-        exec <>{SPOOL}/.next
-        flock --nonblock 0
-        printf %-10d $$ >&0
-        exec env -i /usr/bin/strace -D -o {TRACE} "$@" -- {TATTLE} deliver {SPOOL}
-    """
-    return box.popen(["/bin/sh", "-euc", start, "-", *tracing], stderr=subprocess.DEVNULL)
+    strace = ["/usr/bin/strace", "-D", "-o", TRACE, *tracing, "--"]
+    command = ["/usr/bin/env", "-i", *strace, TATTLE, "deliver", SPOOL]
+    return box.popen(command, stderr=subprocess.DEVNULL)
 
 
 class Moment(NamedTuple):

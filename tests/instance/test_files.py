@@ -15,8 +15,8 @@ import pytest
 
 from standins.instance import SPOOL, TATTLE, USERS, Instance
 from support import SYSTEM_PYTHON, need_root
-from tattle import TattleError
-from tattle.files import private_folder, trusted
+from tattle.errors import TattleError
+from tattle.trust import private_folder, trusted
 
 pytestmark = pytest.mark.root
 
@@ -113,7 +113,7 @@ def test_a_spool_that_is_not_roots_alone_is_not_used(instance: Instance, spoil: 
     before = listing(instance, "/var/spool")
     assert instance.hook().returncode == 0
     instance.eventbridge.wait_for(1)
-    assert "delivering from memory" in instance.syslog.wait_for(SPOOL).message
+    assert "waits in /run/tattle-spool" in instance.syslog.wait_for(SPOOL).message
     assert listing(instance, "/var/spool") == before
 
 
@@ -122,7 +122,7 @@ def test_nor_one_in_a_folder_that_somebody_else_can_write(instance: Instance, sp
     spoil(instance, "/var/spool")
     assert instance.hook().returncode == 0
     instance.eventbridge.wait_for(1)
-    assert "delivering from memory" in instance.syslog.wait_for("/var/spool").message
+    assert "waits in /run/tattle-spool" in instance.syslog.wait_for("/var/spool").message
     assert not instance.path(SPOOL).exists()
 
 
@@ -156,7 +156,7 @@ def test_what_is_not_a_record_in_the_spool_is_never_followed_or_waited_for(
     instance.run(["mkdir", f"{SPOOL}/00000000000000000003-1"], check=True)
     instance.eventbridge.set(fault=None)
     flushed = instance.run([TATTLE, "flush"])
-    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain\n")
+    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain, 3 set aside\n")
     assert len(listing(instance, f"{SPOOL}/rejected")) == 3
     assert len(instance.log()) >= 3
     assert not any("secret" in line.message for line in instance.log())
@@ -184,7 +184,6 @@ def plant(box: Instance, artifact: Path, cache: str) -> None:
     site = f"{cache}/{build(artifact)}/site-packages"
     for module in ("botocore/__init__.py", "urllib3/__init__.py", "six.py"):
         box.write(f"{site}/{module}", TRAP)
-    box.write(f"{cache}/{build(artifact)}/.complete", "")
     box.run(["chmod", "700", cache], check=True)
 
 
@@ -198,7 +197,7 @@ def test_a_cache_that_is_not_roots_alone_is_not_used(
     instance.hook()
     instance.eventbridge.wait_for(1)
     assert not instance.path(OWNED).exists()
-    assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/.complete").exists()
+    assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/site-packages").exists()
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -210,7 +209,7 @@ def test_nor_a_cache_in_a_folder_that_somebody_else_can_write(
     instance.hook()
     instance.eventbridge.wait_for(1)
     assert not instance.path(CACHE).exists()
-    assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/.complete").exists()
+    assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/site-packages").exists()
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -240,7 +239,7 @@ def test_where_var_is_full_or_read_only_run_serves(
     try:
         instance.hook()
         instance.eventbridge.wait_for(1)
-        assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/.complete").exists()
+        assert instance.path(f"{SECOND_CACHE}/{build(artifact)}/site-packages").exists()
         assert instance.log() == []
     finally:
         instance.kill_deliverers()
@@ -251,7 +250,7 @@ def test_where_var_is_full_or_read_only_run_serves(
 def test_stale_builds_are_removed(instance: Instance, artifact: Path) -> None:
     old = "0" * 64
     instance.write(f"{CACHE}/{old}/site-packages/botocore/__init__.py", TRAP)
-    instance.write(f"{CACHE}/.{old}.lock", "")
+    instance.write(f"{CACHE}/.{old}/site-packages/six.py", TRAP)
     instance.run(["chmod", "700", CACHE], check=True)
     instance.hook()
     instance.eventbridge.wait_for(1)
@@ -261,11 +260,12 @@ def test_stale_builds_are_removed(instance: Instance, artifact: Path) -> None:
 @pytest.mark.usefixtures("no_cache")
 def test_what_a_killed_unpacking_left_is_unpacked_anew(instance: Instance, artifact: Path) -> None:
     plant(instance, artifact, CACHE)
-    instance.path(f"{CACHE}/{build(artifact)}/.complete").unlink()
+    build_folder = instance.path(f"{CACHE}/{build(artifact)}")
+    build_folder.rename(build_folder.with_name(f".{build_folder.name}"))
     instance.hook()
     instance.eventbridge.wait_for(1)
     assert not instance.path(OWNED).exists()
-    assert instance.path(f"{CACHE}/{build(artifact)}/.complete").exists()
+    assert listing(instance, CACHE) == [build(artifact)]
 
 
 # Configuration: tattle's, and AWS's

@@ -8,12 +8,13 @@ import re
 
 import pytest
 
-from standins.instance import SPOOL, TATTLE, HookResult, Instance
+from standins.instance import SPOOL, TATTLE, Hook, HookResult, Instance
 from support import SYSTEM_PYTHON, eventually, need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 PRLIMIT = "/usr/bin/prlimit"
+CAP_SYS_RESOURCE = 1 << 24  # linux/capability.h
 NO_EVENT_SECONDS = 3.0
 ALL_SIGNALS = "set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}"
 
@@ -78,7 +79,7 @@ def test_a_priority_is_no_obstacle(instance: Instance, nice: int) -> None:
     instance.eventbridge.wait_for(1)
     (deliverer,) = instance.deliverers()
     fields = instance.read(f"/proc/{deliverer.pid}/stat").rpartition(")")[2].split()
-    assert int(fields[16]) == min(19, nice + 10)
+    assert int(fields[16]) == 10  # whatever the login has
 
 
 @pytest.mark.usefixtures("unpacked")
@@ -92,6 +93,22 @@ def test_a_root_that_may_not_lift_limits_still_gets_the_event_out(
     less = ["/usr/bin/setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
     if run(instance, [*less, PRLIMIT, limit]).returncode == 0:
         assert_it_arrives_or_waits(instance, 1)
+
+
+def may_lift_limits(box: Instance) -> bool:
+    """Whether root has CAP_SYS_RESOURCE inside: in a container, often not."""
+    found = re.search(r"CapEff:\t(\w+)", box.read("/proc/1/status"))
+    assert found
+    return bool(int(found[1], 16) & CAP_SYS_RESOURCE)
+
+
+def arrives_or_is_logged(box: Instance, count: int) -> None:
+    """Where nothing can be written and no limit lifted, the log has the event."""
+    if may_lift_limits(box):
+        box.eventbridge.wait_for(count)
+    else:
+        lost = "an event is lost: .*PAM_USER="
+        eventually(lambda: sum(bool(re.match(lost, x.message)) for x in box.log()) == count)
 
 
 def assert_it_arrives_or_waits(box: Instance, count: int) -> None:
@@ -109,12 +126,38 @@ def assert_it_arrives_or_waits(box: Instance, count: int) -> None:
 # Limits down to where Python itself can't start: then pam_exec logs the status
 
 
+KILOBYTES = range(1000, 20_001, 250)
+AT_ONCE = 8
+PATIENCE = ["/usr/bin/timeout", "--signal=KILL", "5"]  # seconds; a hook takes a tenth of one
+SPINS = -9
+
+
+@pytest.mark.usefixtures("unpacked")
+@pytest.mark.parametrize("limit", ["data", "as"])
+def test_from_too_little_memory_to_enough_an_event_is_accepted_or_a_status_tells(
+    instance: Instance, limit: str
+) -> None:
+    """As `su` hands it on. (At some of the limits that are too little, Python spins as it starts:
+    test_su.py has what keeps su's callers from that.)"""
+    wrappers = [[*PATIENCE, PRLIMIT, f"--{limit}={number * 1024}:"] for number in KILOBYTES]
+    hooks = [Hook(user=wrapper[-1], wrapper=wrapper, stdout=True) for wrapper in wrappers]
+    results: list[HookResult] = []
+    with instance.locked() as spool, instance.session() as session:
+        for start in range(0, len(hooks), AT_ONCE):
+            results += session.run(*hooks[start : start + AT_ONCE])
+        records: bytes = b"".join((spool / name).read_bytes() for name in instance.spool())
+    accepted = [result.returncode == 0 for result in results]
+    assert accepted == [f"PAM_USER={wrapper[-1]}\0".encode() in records for wrapper in wrappers]
+    enough = accepted.index(True)
+    assert SPINS not in [result.returncode for result in results[enough:]]
+    assert 5 < enough < 3 * len(hooks) // 4
+    assert not any("defect" in line.message for line in instance.log())
+
+
 @pytest.mark.usefixtures("unpacked")
 @pytest.mark.parametrize(
     "limit",
     [
-        *(f"--as={megabytes}000000:" for megabytes in (1, 8, 12, 16, 20, 24, 32)),
-        *(f"--data={size}:" for size in (1, 2_000_000, 8_000_000)),
         *(f"--stack={size}:" for size in (1, 65_536, 131_072)),
         *(f"--nofile={number}:" for number in (0, 3, 4, 5, 6, 7)),
         "--cpu=0:",
@@ -137,7 +180,7 @@ FORK_FAILS = ["-e", "inject=clone,clone3,fork,vfork:error=EAGAIN"]
 def test_where_fork_fails_the_event_waits_for_the_next_login(instance: Instance) -> None:
     need_root("strace")
     assert instance.hook(strace=FORK_FAILS).returncode == 0
-    assert "the event waits" in instance.syslog.wait_for("can't start delivery").message
+    assert "the event waits" in instance.syslog.wait_for("can't start a deliverer").message
     assert len(instance.spool()) == 1
     instance.hook("close_session")
     states = [entry.detail["session"] for entry in instance.eventbridge.wait_for(2)]
@@ -150,15 +193,6 @@ def test_where_fork_fails_wait_does_not_wait(instance: Instance) -> None:
     assert result.returncode == 75
     assert result.seconds < 3
     assert len(instance.spool()) == 1
-
-
-def test_where_nothing_can_be_written_and_fork_fails_the_loss_is_logged(
-    instance: Instance,
-) -> None:
-    need_root("strace")
-    instance.run(["touch", SPOOL], check=True)
-    assert instance.hook(strace=FORK_FAILS).returncode == 75
-    assert "an event is lost" in instance.syslog.wait_for("can't start delivery").message
 
 
 # Signals
@@ -185,28 +219,15 @@ def test_signals_ignored_or_blocked_at_start_stop_nothing(
     eventually(lambda: instance.deliverers() == [])
 
 
-@pytest.mark.parametrize(
-    "number", ["SIGCHLD", "SIGPIPE", "SIGALRM", "SIGHUP", "SIGTERM", "SIGXFSZ"]
-)
-def test_a_signal_ignored_at_start_stops_no_delivery_from_memory(
-    instance: Instance, number: str
-) -> None:
-    instance.run(["touch", SPOOL], check=True)  # in the folder's place
-    code = f"signal.signal(signal.{number}, signal.SIG_IGN)"
-    # Of an ignored SIGCHLD's child nobody can tell how it ended.
-    expected = 75 if number == "SIGCHLD" else 0
-    assert run(instance, prepared(code), "--wait").returncode == expected
-    instance.eventbridge.wait_for(1)
-
-
 @pytest.mark.usefixtures("unpacked")
 @pytest.mark.parametrize("action", ["SIG_DFL", "SIG_IGN"])
 def test_a_file_size_of_zero_kills_nobody(instance: Instance, action: str) -> None:
     """write(2) sends SIGXFSZ, which dumps core unless ignored."""
     code = f"signal.signal(signal.SIGXFSZ, signal.{action})"
     zero = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
-    assert run(instance, prepared(f"{code}\n{zero}")).returncode == 0
-    instance.eventbridge.wait_for(1)
+    status = run(instance, prepared(f"{code}\n{zero}")).returncode
+    assert (status == 0) == may_lift_limits(instance)
+    arrives_or_is_logged(instance, 1)
 
 
 def test_an_alarm_that_is_set_for_the_login_loses_nothing(instance: Instance) -> None:
@@ -247,7 +268,7 @@ def test_nor_do_they_where_something_is_to_be_said(instance: Instance, faulty: s
         instance.run(["touch", SPOOL], check=True)
     result = instance.hook(wrapper=prepared("os.closerange(0, 3)"))
     assert result.returncode == 0
-    instance.syslog.wait_for({"delivery fails": "AccessDenied"}.get(faulty, "can't spool"))
+    instance.syslog.wait_for({"delivery fails": "AccessDenied"}.get(faulty, "an event waits in"))
 
 
 def test_many_open_descriptors_are_let_go(instance: Instance) -> None:
@@ -311,6 +332,9 @@ def test_a_login_under_limits_of_pam_limits_is_told_from_open_to_close(
 ) -> None:
     instance.write("/etc/security/limits.conf", f"alice {limit}\n")
     assert instance.ssh("alice", "echo in").stdout == "in\n"
+    if limit == "hard fsize 0":
+        arrives_or_is_logged(instance, 2)
+        return
     told = [entry.detail for entry in instance.eventbridge.wait_for(2)]
     assert [one["username"] for one in told] == ["alice", "alice"]
     assert {one["session"] for one in told} == {"opened", "closed"}

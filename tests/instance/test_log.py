@@ -16,14 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Tattle
-from standins.instance import SPOOL, TATTLE, Hook, Instance
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import ERRORS, AwsError, EventBridge, Rejection
 from standins.imds import TOKEN_HEADER, Imds, role_credentials
+from standins.instance import SPOOL, TATTLE, Hook, Instance
 from standins.syslogd import AUTHPRIV
 from support import eventually
-from tattle import TattleError
-from tattle.log import LONGEST_LINE, one_line
+from tattle.errors import LONGEST_LINE, TattleError, one_line
 
 FORGED = "sshd[1]: Accepted publickey for root from 10.0.0.1"
 NAMES = {
@@ -69,9 +68,9 @@ ITEMS = itertools.cycle(["user", "rhost", "tty", "ruser", "service"])
 
 @pytest.mark.root
 def test_no_value_forges_a_line(instance: Instance) -> None:
-    """Delivery from memory shows a record that can't be sent."""
+    """What can't be written anywhere is shown."""
     instance.run(["touch", SPOOL], check=True)  # in the folder's place
-    instance.eventbridge.set(rejections=[Rejection("", "MalformedDetail", times=None)])
+    instance.write("/run/tattle-spool", "")
     settings: list[dict[str, Any]] = [{item: of_pam(v)} for item, v in zip(ITEMS, NAMES.values())]
     with instance.session() as session:
         session.run(*(Hook(**of_hook) for of_hook in settings))

@@ -8,28 +8,26 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
 from standins import RoleCredentials
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import IDENTITY_PATH, Imds, role_credentials
-from support import ROOT, eventually
+from standins.instance import REMOTE_HOST, SPOOL, TATTLE, USERS, Hook, Instance
+from standins.outages import OUTAGES, Outage
+from support import eventually
 
 if TYPE_CHECKING:
-    from tattle.deliver import Deliverer
+    from tattle.delivery.deliver import Deliverer
 
 QUICK_SECONDS = 2.0  # a login that waited for nothing, on a busy machine: far below any timeout
 OUTAGE_SECONDS = 3.0  # long enough for an event's Time to tell it from the moment of sending
-LIMIT = 100_000  # records in the spool
-UNROUTABLE = "192.0.2.1"  # RFC 5737
-METADATA = "169.254.169.254/32"
+EMERGENCY = "/run/tattle-spool"
 
 
 def accept(box: Instance, *users: str) -> list[str]:
@@ -49,81 +47,6 @@ def lines_with(box: Instance, text: str) -> list[str]:
 
 
 # Outages
-
-
-@dataclass(frozen=True)
-class Outage:
-    """A way in which AWS can be away."""
-
-    name: str
-    begin: Callable[[Instance], object]
-    end: Callable[[Instance], object]
-    told: str
-    """What the one line in the log says."""
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _refuse(box: Instance) -> None:
-    box.imds.set(fault="refuse")
-    box.eventbridge.set(fault="refuse")
-
-
-def _accept_again(box: Instance) -> None:
-    box.imds.set(fault=None)
-    box.eventbridge.set(fault=None)
-
-
-def _remove_routes(box: Instance) -> None:
-    box.run(["ip", "address", "delete", METADATA, "dev", "lo"], check=True)
-    box.resolve(EVENTBRIDGE_HOST, UNROUTABLE)
-
-
-def _restore_routes(box: Instance) -> None:
-    box.run(["ip", "address", "add", METADATA, "dev", "lo"], check=True)
-    box.resolve(EVENTBRIDGE_HOST)
-
-
-def _forget_name(box: Instance) -> None:
-    hosts = box.read("/etc/hosts")
-    box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
-
-
-OUTAGES = [
-    Outage(
-        "imds-hangs",
-        lambda box: box.imds.set(fault="hang"),
-        lambda box: box.imds.set(fault=None),
-        "IMDS at http://169.254.169.254/ does not answer",
-    ),
-    Outage(
-        "eventbridge-hangs",
-        lambda box: box.eventbridge.set(fault="hang"),
-        lambda box: box.eventbridge.set(fault=None),
-        "EventBridge can't be reached",
-    ),
-    Outage("both-refuse", _refuse, _accept_again, "can't be reached"),
-    Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
-    Outage(
-        "no-name",
-        _forget_name,
-        lambda box: box.resolve(EVENTBRIDGE_HOST),
-        "EventBridge can't be reached",
-    ),
-    Outage(
-        "throttled",
-        lambda box: box.eventbridge.set(fault="throttle"),
-        lambda box: box.eventbridge.set(fault=None),
-        "ThrottlingException",
-    ),
-    Outage(
-        "no-role",
-        lambda box: box.imds.set(role=None),
-        lambda box: box.imds.set(role="tattle"),
-        "no credentials",
-    ),
-]
 
 
 @pytest.mark.root
@@ -202,24 +125,6 @@ class TestFlush:
         assert "IMDS" in done.stderr
         assert time.monotonic() - began < 20
 
-    def test_it_leaves_nothing_to_a_hook_that_left_it_to_the_flush(
-        self, instance: Instance
-    ) -> None:
-        """A hook that comes after the last look and before the lock is let go. (It is the third
-        flock(): the first takes it, the second holds what is unpacked.)"""
-        accept(instance, "unpacks")
-        assert instance.run([TATTLE, "flush"]).returncode == 0
-        accept(instance, "one")
-        delayed = ["strace", "-f", "-o", "/tmp/flush", "-e", "trace=flock"]
-        delayed += ["-e", "inject=flock:delay_enter=2000000:when=3"]
-        with instance.popen([*delayed, TATTLE, "flush"]) as flush, instance.session() as session:
-            instance.eventbridge.wait_for(2)
-            time.sleep(0.3)
-            assert session.hook(user="late").returncode == 0
-            assert instance.deliverers() == []
-        assert flush.returncode == 0
-        assert usernames(instance) == ["unpacks", "one", "late"]
-
     def test_identity_and_credentials_are_asked_for_once(self, instance: Instance) -> None:
         with instance.locked(), instance.session() as session:
             results = session.run(*(Hook(user=f"u{number}") for number in range(35)))
@@ -235,17 +140,23 @@ class TestFlush:
 
 
 @dataclass
-class Waits:
-    """Instead of sleeping, remember for how long; the deliverer's own sleeps and botocore's."""
+class Clock:
+    """Stands for the time module: to sleep takes no time, and the clock goes on by it."""
 
-    seconds: list[float] = field(default_factory=list)
-    calls_before: list[int] = field(default_factory=list)
-    """How many calls EventBridge had had by then."""
     calls: Callable[[], int] = lambda: 0
+    slept: list[float] = field(default_factory=list)
+    calls_before: list[int] = field(default_factory=list)
+    """How many calls EventBridge had had before each sleep."""
 
     def sleep(self, seconds: float) -> None:
-        self.seconds.append(seconds)
+        self.slept.append(seconds)
         self.calls_before.append(self.calls())
+
+    def monotonic(self) -> float:
+        return time.monotonic() + sum(self.slept)
+
+    def time(self) -> float:
+        return time.time() + sum(self.slept)
 
 
 @dataclass
@@ -254,7 +165,7 @@ class InProcess:
 
     deliverer: Deliverer
     spool: Path
-    waits: Waits
+    clock: Clock
 
     def put(self, number: int) -> None:
         """A record as the hook writes it."""
@@ -266,39 +177,37 @@ class InProcess:
         )
         (self.spool / f"{moment:020d}-7").write_text(record)
 
+    def left(self) -> list[str]:
+        """What waits in the spool."""
+        return [path.name for path in self.spool.iterdir() if not path.name.startswith(".")]
+
 
 @pytest.fixture
 def in_process(
     tmp_path: Path, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
 ) -> InProcess:
-    monkeypatch.syspath_prepend(str(ROOT / "src"))
-    import botocore.endpoint
+    from tattle.delivery import deliver
+    from tattle.delivery.config import Config
+    from tattle.delivery.watchdog import Heartbeat
+    from tattle.login.spool import Spool
 
-    import tattle.deliver
-    from tattle.config import Config
-    from tattle.records import Records
-    from tattle.spool import Spool
-
-    waits = Waits(calls=lambda: len(eventbridge.calls()))
+    clock = Clock(calls=lambda: len(eventbridge.calls()))
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
-    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=waits.sleep))
-    monkeypatch.setattr(tattle.deliver, "load", lambda: Config(endpoint_url=eventbridge.url))
-    monkeypatch.setattr("tattle.spool.ABOVE", ())  # those are not root's to vouch for here
-    monkeypatch.setattr("tattle.spool.PATH", str(tmp_path / "spool"))
+    monkeypatch.setattr(deliver, "time", clock)
+    monkeypatch.setattr(deliver, "load", lambda: Config(endpoint_url=eventbridge.url))
+    monkeypatch.setattr(deliver, "WAKE_POLL_SECONDS", 1000.0)  # a pause is one sleep then
     spool = tmp_path / "spool"
     spool.mkdir(0o700)
-    deliverer = tattle.deliver.Deliverer(Records(Spool()), sleep=waits.sleep)
-    return InProcess(deliverer, spool, waits)
+    spools = [Spool(str(spool))]
+    return InProcess(deliver.Deliverer(spools, Heartbeat(spools)), spool, clock)
 
 
 def test_a_thousand_events_get_through_while_nine_calls_in_ten_are_throttled(
     in_process: InProcess, eventbridge: EventBridge
 ) -> None:
     """The bound: ten calls to a batch of ten, as each tenth call succeeds, so 1,000 calls; and as
-    the backoff waits before each repetition, at least 900 waits, of together more than 600 s:
-    botocore's three calls wait 1.5 s on average, then come ours of 0.5, 1, 2, … s, so that a batch
-    takes some 8 s, more once botocore's quota for retries is spent. Less than two calls a second.
-    """
+    there is a pause before each repetition, at least 900 of them, of 0.5, 1, 2, … s on average:
+    some 120 s for a batch."""
     eventbridge.set(fault="throttle", fault_share=(9, 10))
     for number in range(1000):
         in_process.put(number)
@@ -308,12 +217,12 @@ def test_a_thousand_events_get_through_while_nine_calls_in_ten_are_throttled(
     calls = eventbridge.calls()
     assert len(calls) == 1000
     assert [call.entry_count for call in calls] == [10] * 1000
-    waited_before = {*in_process.waits.calls_before}
+    waited_before = {*in_process.clock.calls_before}
     after_throttling = {n + 1 for n, call in enumerate(calls) if call.outcome != "accepted"}
     assert len(after_throttling) == 900
     assert after_throttling <= waited_before
-    assert sum(in_process.waits.seconds) > 600
-    assert list(in_process.spool.iterdir()) == []
+    assert sum(in_process.clock.slept) > 6000
+    assert in_process.left() == []
 
 
 def test_pauses_double_up_to_a_minute(
@@ -339,7 +248,7 @@ def test_a_success_makes_the_next_pause_short_again(
 
 def without_jitter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Have pauses take as long as they may; a list that gets their seconds as they come."""
-    from tattle import deliver
+    from tattle.delivery import deliver
 
     backoff, taken = deliver.backoff, []
 
@@ -353,15 +262,13 @@ def without_jitter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_it_gives_up_after_a_quarter_of_an_hour_without_success(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+    in_process: InProcess, eventbridge: EventBridge
 ) -> None:
-    clock = SimpleNamespace(time=time.time, monotonic=lambda: sum(in_process.waits.seconds))
-    monkeypatch.setattr("tattle.deliver.time", clock)
     in_process.put(1)
     eventbridge.set(fault="throttle")
     assert not in_process.deliverer.run(linger=0)
-    assert 15 * 60 - 60 < sum(in_process.waits.seconds) < 15 * 60 + 60
-    assert len(list(in_process.spool.iterdir())) == 1
+    assert 15 * 60 - 60 < sum(in_process.clock.slept) < 15 * 60 + 60
+    assert len(in_process.left()) == 1
 
 
 def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
@@ -387,7 +294,8 @@ def test_a_record_that_cannot_be_read_just_now_is_kept(
 
     in_process.put(1)
     in_process.put(2)
-    read = in_process.deliverer.records.read
+    (spool,) = in_process.deliverer.spools
+    read = spool.read
     faults = [OSError(errno.ENFILE, "Too many open files in system"), OSError(errno.EIO, "I/O")]
 
     def faulty(name: str) -> bytes:
@@ -395,10 +303,10 @@ def test_a_record_that_cannot_be_read_just_now_is_kept(
             raise faults.pop()
         return read(name)
 
-    monkeypatch.setattr(in_process.deliverer.records, "read", faulty)
+    monkeypatch.setattr(spool, "read", faulty)
     assert in_process.deliverer.run(linger=0)
     assert sorted(detail["username"] for detail in eventbridge.details()) == ["u0001", "u0002"]
-    assert list(in_process.spool.iterdir()) == []
+    assert in_process.left() == []
 
 
 @pytest.mark.root
@@ -445,17 +353,17 @@ def test_of_a_batch_only_what_failed_is_sent_again(instance: Instance) -> None:
         ]
     )
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain\n")
+    assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain, 1 set aside\n")
     assert "InternalFailure" in done.stderr
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n")
+    assert re.fullmatch("[01] delivered, 0 remain\n", done.stdout), done  # it may be quicker
     assert usernames(instance) == ["fine", "good", "unlucky"]
     assert [call.entry_count for call in instance.eventbridge.calls()] == [4, 1]
     rejected = f"{SPOOL}/rejected/{names[2]}"
     assert "PAM_USER=malformed" in instance.read(rejected)
-    (line,) = instance.log()
-    assert rejected in line.message
-    assert "MalformedDetail" in line.message
+    (line,) = lines_with(instance, "set aside")
+    assert rejected in line
+    assert "MalformedDetail" in line
     assert instance.spool() == ["rejected"]
 
 
@@ -483,11 +391,11 @@ def test_fifty_events_of_the_largest_size_all_arrive(instance: Instance) -> None
     name = "n" * 60_000
     with instance.locked() as spool, instance.session() as session:
         assert session.hook().returncode == 0
-        (first,) = spool.iterdir()
-        record = first.read_bytes()
+        (first,) = instance.spool()
+        record = (spool / first).read_bytes()
         for number in range(49):
             large = record.replace(b"PAM_USER=ubuntu", f"PAM_USER={number}{name}".encode())
-            (spool / f"{int(first.name[:20]) + 1 + number:020d}-1").write_bytes(large)
+            (spool / f"{int(first[:20]) + 1 + number:020d}-1").write_bytes(large)
     done = instance.run([TATTLE, "flush"])
     assert (done.returncode, done.stdout) == (0, "50 delivered, 0 remain\n")
     assert len(instance.eventbridge.entries()) == 50
@@ -523,10 +431,10 @@ def test_what_is_no_record_is_set_aside(instance: Instance) -> None:
     (spool / os.fsdecode(b"\xff\n\x1b[2J")).touch()
     (spool / "-rf").touch()
     (spool / ".hidden").touch()
-    set_aside = {*os.listdir(spool)} - {good}
+    set_aside = {*instance.spool()} - {good}
     assert len(set_aside) == 14
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n"), done
+    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain, 7 set aside\n"), done
     assert usernames(instance) == ["good"]
     assert instance.spool() == ["rejected"]
     assert {*os.listdir(spool / "rejected")} == set_aside
@@ -561,7 +469,7 @@ def test_a_torn_record_is_never_sent_as_something_else(instance: Instance) -> No
     with instance.locked() as spool, instance.session() as session:
         connection = ("SSH_CONNECTION", f"{REMOTE_HOST} 50000 127.0.0.1 22")
         assert session.hook(before=[connection]).returncode == 0
-        (name,) = os.listdir(spool)
+        (name,) = instance.spool()
         record = (spool / name).read_bytes()
         for length in range(len(record)):
             (spool / f"{int(name[:20]) + 1 + length:020d}-1").write_bytes(record[:length])
@@ -638,7 +546,8 @@ def test_a_spool_that_is_not_roots_alone_is_refused(
             "session": "opened",
         }
         assert int(began) <= entry.raw["Time"] <= began + 1
-        assert len(lines_with(instance, "can't spool, delivering from memory")) == 1
+        (line,) = instance.log()
+        assert re.match(f"an event waits in {EMERGENCY}, .*: {SPOOL}: .*/var/spool", line.message)
         assert not spool.is_dir() or list(spool.iterdir()) == []
         done = instance.run([TATTLE, "flush"])
         assert done.returncode not in (0, 75)
@@ -657,75 +566,154 @@ def test_the_spool_is_made_on_first_use(instance: Instance) -> None:
     instance.eventbridge.wait_for(1)
 
 
+def room(box: Instance, size: str) -> Path:
+    """Give the spool a small file system of its own; its folder above."""
+    options = ["-o", f"mode=755,{size}", "t", "/var/spool"]
+    box.run(["mount", "-t", "tmpfs", *options], check=True)
+    return box.path("/var/spool")
+
+
+@pytest.fixture
+def _room_is_taken_back(instance: Instance) -> Iterator[None]:
+    yield
+    instance.kill_deliverers()
+    while instance.run(["umount", "/var/spool"]).returncode == 0:
+        pass
+    instance.run(["mount", "-t", "tmpfs", "-o", "mode=755", "t", "/var/spool"], check=True)
+    instance.run(["rm", "-rf", EMERGENCY], check=True)
+
+
 @pytest.mark.root
-def test_a_full_spool_takes_no_more_and_loses_nothing(instance: Instance) -> None:
-    instance.eventbridge.set(fault="refuse")
-    with instance.locked() as spool, instance.session() as session:
-        assert session.hook(user="last").returncode == 0
-        (last,) = spool.iterdir()
-        for number in range(1, LIMIT):
-            os.link(last, spool / f"{int(last.name[:20]) + number:020d}-1")
-        result = session.hook(user="too-many")
-        assert result.returncode == 0
-        assert result.seconds < QUICK_SECONDS
-        assert len(os.listdir(spool)) == LIMIT
-        (line,) = lines_with(instance, "can't spool, delivering from memory")
-        assert f"{LIMIT} records" in line
-        instance.eventbridge.set(fault=None)
-        (entry,) = instance.eventbridge.wait_for(1, timeout=20)
-        assert entry.detail["username"] == "too-many"
-        (spool / f"{int(last.name[:20]) + 1:020d}-1").unlink()
+@pytest.mark.usefixtures("_room_is_taken_back")
+@pytest.mark.parametrize("full", ["size=4m", "nr_inodes=100"])
+def test_what_a_full_disk_has_left_is_left_to_others(instance: Instance, full: str) -> None:
+    """A twentieth of it. What comes then waits in /run, and nothing is lost."""
+    spool = room(instance, full)
+    filler = 0
+    with instance.locked(), instance.session() as session:
+        assert session.hook(user="fits").returncode == 0
+        while len(instance.spool()) == filler + 1:
+            filler += 1
+            (spool / f"filler-{filler}").write_bytes(b"x" * 2**17 * ("size" in full))
+            assert session.hook(user=f"u{filler}").returncode == 0
+        line = instance.syslog.wait_for(f"an event waits in {EMERGENCY}")
+        assert "the disk is full" in line.message
+        (spool / "filler-1").unlink()
+        (spool / "filler-2").unlink()
         assert session.hook(user="fits-again").returncode == 0
-        assert len(os.listdir(spool)) == LIMIT
+        assert len(instance.log()) == 1
+    assert instance.run([TATTLE, "flush"]).returncode == 0
+    assert {*usernames(instance)} == {"fits", *(f"u{n + 1}" for n in range(filler)), "fits-again"}
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("_room_is_taken_back")
 @pytest.mark.parametrize("mount", ["ro", "size=4k,nr_inodes=1"])
 def test_a_disk_that_takes_nothing_loses_nothing(instance: Instance, mount: str) -> None:
-    instance.run(["mount", "-t", "tmpfs", "-o", f"mode=755,{mount}", "t", "/var/spool"], check=True)
-    try:
-        began = time.time()
-        assert instance.ssh("ubuntu", "true").returncode == 0
-        opened, closed = instance.eventbridge.wait_for(2)
-        states = {opened.detail["session"], closed.detail["session"]}
-        assert states == {"opened", "closed"}
-        assert int(began) <= opened.raw["Time"] <= time.time()
-        assert len(lines_with(instance, "can't spool, delivering from memory")) == 2
-    finally:
-        instance.kill_deliverers()
-        instance.run(["umount", "/var/spool"], check=True)
-
-
-@pytest.mark.root
-def test_what_is_only_in_memory_survives_an_outage_as_well(instance: Instance) -> None:
-    _is_a_file(instance.path(SPOOL))
-    instance.eventbridge.set(fault="refuse")
+    room(instance, mount)
     began = time.time()
-    with instance.session() as session:
-        for number in range(3):
-            assert session.hook(user=f"u{number}").returncode == 0
-    time.sleep(OUTAGE_SECONDS)
-    # One at a time: each takes 40 MB once it has loaded botocore.
-    loaded = [one for one in instance.deliverers() if _resident_kib(instance, one.pid) > 25_000]
-    assert len(instance.deliverers()) == 3
-    assert len(loaded) == 1
-    instance.eventbridge.set(fault=None)
-    entries = instance.eventbridge.wait_for(3, timeout=30)
-    assert sorted(entry.detail["username"] for entry in entries) == ["u0", "u1", "u2"]
-    assert all(int(began) <= entry.raw["Time"] <= began + 2 for entry in entries)
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    opened, closed = instance.eventbridge.wait_for(2)
+    states = [opened.detail["session"], closed.detail["session"]]
+    assert states == ["opened", "closed"]
+    assert int(began) <= opened.raw["Time"] <= time.time()
+    assert len(lines_with(instance, f"an event waits in {EMERGENCY}")) == 2
 
 
-def _resident_kib(box: Instance, pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", box.read(f"/proc/{pid}/status"))
-    assert found
-    return int(found[1])
+class TestTheEmergencySpool:
+    """/run/tattle-spool, where /var/spool/tattle can't be written."""
 
+    pytestmark = pytest.mark.root
+    LIMIT = 2000
 
-@pytest.mark.root
-def test_an_event_that_was_only_in_memory_is_logged_when_it_is_lost(instance: Instance) -> None:
-    _is_a_file(instance.path(SPOOL))
-    instance.eventbridge.set(rejections=[Rejection("ubuntu", code="MalformedDetail")])
-    assert instance.hook().returncode == 0
-    line = instance.syslog.wait_for("an event is lost")
-    assert "PAM_USER=ubuntu" in line.message
-    assert "MalformedDetail" in line.message
+    @pytest.fixture(autouse=True)
+    def _no_other(self, instance: Instance) -> Iterator[None]:
+        _is_a_file(instance.path(SPOOL))
+        yield
+        instance.kill_deliverers()
+        instance.run(["rm", "-rf", EMERGENCY], check=True)
+
+    def waiting(self, box: Instance) -> list[str]:
+        folder = box.path(EMERGENCY)
+        return [name for name in os.listdir(folder) if re.fullmatch(r"\d{20}-\d+", name)]
+
+    def accept(self, box: Instance, *users: str) -> None:
+        box.eventbridge.set(fault="refuse")
+        with box.session() as session:
+            for user in users:
+                assert session.hook(user=user).returncode == 0
+        box.eventbridge.set(fault=None)
+
+    def test_it_is_roots_alone(self, instance: Instance) -> None:
+        self.accept(instance, "one")
+        folder = instance.path(EMERGENCY)
+        assert (folder.stat().st_mode & 0o777, folder.stat().st_uid) == (0o700, 0)
+        (name,) = self.waiting(instance)
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+
+    def test_what_waits_there_survives_an_outage(self, instance: Instance) -> None:
+        instance.eventbridge.set(fault="refuse")
+        began = time.time()
+        with instance.session() as session:
+            for number in range(3):
+                assert session.hook(user=f"u{number}").returncode == 0
+        ended = time.time()
+        time.sleep(OUTAGE_SECONDS)
+        assert len(self.waiting(instance)) == 3
+        instance.eventbridge.set(fault=None)
+        entries = instance.eventbridge.wait_for(3, timeout=30)
+        assert [entry.detail["username"] for entry in entries] == ["u0", "u1", "u2"]
+        assert all(int(began) <= entry.raw["Time"] <= ended for entry in entries)
+        eventually(lambda: not self.waiting(instance))
+
+    def test_a_crash_of_its_deliverer_loses_nothing(self, instance: Instance) -> None:
+        self.accept(instance, "one", "two")
+        instance.kill_deliverers()
+        assert len(self.waiting(instance)) == 2
+        assert instance.hook(user="three").returncode == 0
+        instance.eventbridge.wait_for(3)
+        assert usernames(instance) == ["one", "two", "three"]
+
+    def test_a_hook_that_finds_the_usual_spool_again_has_it_delivered(
+        self, instance: Instance
+    ) -> None:
+        self.accept(instance, "one")
+        instance.kill_deliverers()
+        instance.path(SPOOL).unlink()
+        assert instance.hook(user="two").returncode == 0
+        instance.eventbridge.wait_for(2)
+        assert sorted(usernames(instance)) == ["one", "two"]
+        eventually(lambda: not self.waiting(instance))
+
+    def test_a_flush_delivers_it(self, instance: Instance) -> None:
+        self.accept(instance, "one", "two")
+        instance.kill_deliverers()
+        instance.path(SPOOL).unlink()
+        done = instance.run([TATTLE, "flush"])
+        assert (done.returncode, done.stdout) == (0, "2 delivered, 0 remain\n"), done
+        assert usernames(instance) == ["one", "two"]
+        assert self.waiting(instance) == []
+
+    def test_it_is_capped_and_what_is_too_much_is_logged_with_a_status(
+        self, instance: Instance
+    ) -> None:
+        self.accept(instance, "one")
+        instance.kill_deliverers()
+        (first,) = self.waiting(instance)
+        folder = instance.path(EMERGENCY)
+        for number in range(1, self.LIMIT):
+            os.link(folder / first, folder / f"{int(first[:20]) + number:020d}-1")
+        instance.syslog.clear()
+        instance.eventbridge.set(fault="refuse")
+        assert instance.hook(user="too-much").returncode == os.EX_CANTCREAT
+        line = instance.syslog.wait_for("an event is lost")
+        assert f"{EMERGENCY}: {self.LIMIT} records are waiting" in line.message
+        assert "PAM_USER=too-much" in line.message
+        assert len(self.waiting(instance)) == self.LIMIT
+
+    def test_where_neither_can_be_written_the_log_has_the_event(self, instance: Instance) -> None:
+        instance.write(EMERGENCY, "no folder")
+        assert instance.hook().returncode == os.EX_CANTCREAT
+        line = instance.syslog.wait_for("an event is lost")
+        for told in (SPOOL, EMERGENCY, "PAM_USER=ubuntu", "PAM_RHOST=1.2.3.4"):
+            assert told in line.message

@@ -1,7 +1,7 @@
-"""What an ordinary user can try by `su`, whose hook keeps the caller's folder, limits and real user id.
+"""What an ordinary user can try by `su`, whose hook gets the caller's folder, limits and real uid.
 
-Under a limit that leaves Python too little memory the hook starts itself again. Started by a name
-without a slash, Python looks for itself in PATH and for pyvenv.cfg in the current folder, -I or not.
+The lines for su in README.md close what only PAM can close: Python itself can't start, or spins,
+under the limits that a caller chose, and a process can be stopped by whose real uid it has.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import TATTLE, Instance
-from support import find_pythons, need_root
-from test_pythons import replace_python
+from support import eventually, find_pythons, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -26,21 +25,29 @@ if posix.geteuid() == 0:
     posix.close(posix.open({OWNED!r}, posix.O_CREAT))
 """
 # Upstream's stack, as far as it concerns the hook: its pam_limits leaves RLIMIT_DATA alone.
-SU_STACK = f"""\
+STACK = """\
 auth     sufficient pam_permit.so
 account  required   pam_permit.so
 session  required   pam_permit.so
-session  optional   pam_exec.so {TATTLE}
 """
-# One hook for each limit (kB): from too little for Python to start to enough for all that the hook
-# does. Under some Python itself spins as it starts: that is not what is looked at here.
+HOOK = f"session optional pam_exec.so {TATTLE}\n"
+# set_all: the limits of process 1. module_unknown: where a limit leaves no room for the module, PAM
+# would go on without it.
+LINES_FOR_SU = f"""\
+session  required   pam_limits.so set_all
+session  [success=ok module_unknown=die default=ignore] pam_exec.so seteuid {TATTLE}
+"""
+# One hook for each limit (kB) about which Python starts and then runs out of memory. Some Pythons
+# spin at some of them, by themselves.
 SWEEP = f"""
-    n=2000
-    while [ $n -lt 12000 ] && [ ! -e {OWNED} ]; do
+    n=2600
+    while [ $n -lt 5800 ] && [ ! -e {OWNED} ]; do
         (ulimit -S -d $n; exec timeout --signal=KILL 1 "$@")
-        n=$((n + 50))
+        n=$((n + 100))
     done
 """
+LIMITS = range(1000, 20_001, 500)  # kB
+SECONDS = 20  # for one su: far more than it takes where nothing spins
 
 
 @pytest.fixture(scope="module", params=PYTHONS)
@@ -48,8 +55,8 @@ def box(request: pytest.FixtureRequest, artifact: Path) -> Iterator[Instance]:
     need_root(*Instance.TOOLS)
     version: str = request.param
     with Instance(artifact) as box:
-        replace_python(box, PYTHONS[version])
-        box.write("/etc/pam.d/su", SU_STACK)
+        box.replace_python(PYTHONS[version])
+        box.write("/etc/pam.d/su", STACK + HOOK)
         trap = f"{EVIL}/lib/python{version}"
         for path, content in (
             (f"{EVIL}/pyvenv.cfg", f"home = {EVIL}/bin\n"),
@@ -70,14 +77,14 @@ def test_a_folder_with_a_pyvenv_cfg_is_not_where_root_takes_its_code_from(box: I
             user="alice",
             timeout=120,
         )
+        assert not box.path(OWNED).exists()
         assert box.spool(), done
-    assert not box.path(OWNED).exists()
 
 
 def test_path_does_not_say_where_root_takes_its_code_from(box: Instance) -> None:
     """As pam_env has it where a user's own variables are let in."""
     box.path(OWNED).unlink(missing_ok=True)
-    box.write("/etc/pam.d/su", f"session required pam_env.so user_readenv=1\n{SU_STACK}")
+    box.write("/etc/pam.d/su", f"session required pam_env.so user_readenv=1\n{STACK}{HOOK}")
     box.write("/home/alice/.pam_environment", f"PATH DEFAULT={EVIL}/bin\n", owner="alice")
     with box.locked():
         done = box.run(
@@ -85,5 +92,45 @@ def test_path_does_not_say_where_root_takes_its_code_from(box: Instance) -> None
             user="alice",
             timeout=120,
         )
+        assert not box.path(OWNED).exists()
         assert box.spool(), done
-    assert not box.path(OWNED).exists()
+
+
+def test_whatever_limits_the_caller_has_su_is_refused_or_told_of(box: Instance) -> None:
+    box.write("/etc/pam.d/su", STACK + LINES_FOR_SU)
+    refused = []
+    with box.locked():
+        for limit in ("-d", "-v"):
+            for kilobytes in LIMITS:
+                count = len(box.spool())
+                script = f"ulimit -S {limit} {kilobytes}; exec su ubuntu -c true"
+                done = box.run(["/bin/sh", "-c", script], user="alice", timeout=SECONDS)
+                if done.returncode:
+                    refused.append((limit, kilobytes))
+                told = len(box.spool()) - count
+                assert told == (0 if done.returncode else 2), (limit, kilobytes, done)
+    # What is refused does not get as far as PAM, or has no room for PAM's modules.
+    assert all(limit == "-v" and kilobytes < 6000 for limit, kilobytes in refused)
+
+
+@pytest.mark.parametrize(("option", "can"), [("", True), ("seteuid", False)])
+@pytest.mark.parametrize("signal", ["STOP", "KILL"])
+def test_the_caller_can_stop_a_hook_only_where_it_has_the_callers_real_uid(
+    artifact: Path, tmp_path: Path, signal: str, option: str, can: bool
+) -> None:
+    need_root(*Instance.TOOLS)
+
+    def slow(name: str, content: bytes) -> bytes:
+        return b"import time\ntime.sleep(2)\n" * (name == "__main__.py") + content
+
+    repacked(artifact, tmp_path / "slow", slow)
+    with Instance(tmp_path / "slow") as box, box.locked():
+        box.write("/etc/pam.d/su", STACK + HOOK.replace("exec.so", f"exec.so {option}"))
+        with box.popen(["su", "ubuntu", "-c", "true"], user="alice") as su:
+            eventually(lambda: box.processes("python3 -BISXutf8 -c import sys"))
+            (hook,) = box.processes("python3 -BISXutf8 -c import sys")
+            done = box.run(["kill", f"-{signal}", str(hook.pid)], user="alice")
+            assert (done.returncode == 0) == can, done
+            box.run(["kill", "-CONT", str(hook.pid)])
+            assert su.wait(SECONDS) == 0
+        assert len(box.spool()) == (1 if can and signal == "KILL" else 2)

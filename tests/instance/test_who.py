@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from standins.instance import BOOT_ID, REMOTE_HOST, SPOOL, TATTLE, Instance
+from support import eventually
 
 pytestmark = pytest.mark.root
 
@@ -470,6 +471,8 @@ class TestRedelivery:
     ) -> None:
         box.eventbridge.set(fault=fault, fault_times=1)
         box.hook()
+        eventually((box.path(SPOOL) / ".fault").exists)
+        assert box.run([TATTLE, "flush"]).returncode == 0
         first, again = box.eventbridge.wait_for(2)
         assert first.event_id != again.event_id  # EventBridge's own can't tell
         assert first.raw == again.raw

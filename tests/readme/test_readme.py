@@ -1,85 +1,123 @@
 """README.md tells the truth: its commands run, its examples are what tattle sends, its tables are
-what the source has. The recipes for consumers are in test_consumers.py."""
+what the source has. The recipes that it links are tested in test_recipes.py and
+test_consumers_recipes.py."""
 
 from __future__ import annotations
 
 import configparser
-import fnmatch
-import hashlib
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import botocore.session
 import pytest
-import yaml
-from botocore.config import Config as ClientConfig
-from botocore.utils import resolve_imds_endpoint_mode
 
 import readme_blocks as readme
-import tattle
-from conftest import Tattle
-from standins.instance import SPOOL, TATTLE, Instance
+from conftest import Moto, Tattle
+from failures import FAILURES, Failure
 from standins.eventbridge import EventBridge, Rejection
-from standins.imds import ROLE_NOT_ASSUMABLE, Imds, identity_document, role_credentials
+from standins.imds import identity_document
+from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, eventually, need
-from tattle import config, deliver, pamd, process, spool
-from tattle.detail import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
-from tattle.records import is_record
-from tattle.session import parse
+from tattle.delivery import config, deliver, watchdog
+from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
+from tattle.login import hook, spool
+from tattle.login.pam import Session, parse
+from tattle.shell import check, recipe, selinux
+from tattle.shell.finding import Finding
 
+SOURCE = ROOT / "src" / "tattle"
 CHECKOUT = "/tmp/checkout"  # inside the instance
 PAM_FILE = "/etc/pam.d/sshd"
 PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "ubuntu", "PAM_RHOST": "1.2.3.4"}
 LOGIN_REFUSED = 254  # sshd's status where PAM refuses the session
+MOST_LINES = 400
 
-# What each command is run by, and why some are run by no test.
+# What runs each block of commands, what compares each other one, and why some are neither.
 RUN = {
+    "aws": "TestInstall",
     "install": "TestInstall",
-    "smoke-test": "TestInstall",
     "pam-line": "TestInstall",
-    "check": "TestInstall",
-    "uninstall": "TestInstall",
-    "flush": "TestSpool",
-    "rejected-look": "TestSpool",
-    "rejected-return": "TestSpool",
     "pam-line-sudo": "TestInstall",
-    "readenv-find": "TestUserReadenv",
-    "readenv-mend": "TestUserReadenv",
-    "cloudformation-deploy": "test_consumers.TestCloudFormation",
-    "aws-cli": "test_consumers.TestAwsCli",
+    "uninstall": "TestInstall",
+    "rejected": "TestSpool",
+}
+COMPARED = {
+    "check": "TestCheck",
+    "event": "TestEvent",
+    "pam-lines-su": "TestInstall",
+    "pattern": "TestPattern",
+    "configuration": "TestConfiguration",
+    "selinux": "TestCheck; what it installs is tested in tests/unit/test_selinux.py",
 }
 NOT_RUN = {
-    "build": "makes the artifact that all these tests run, before they start",
     "build-test": "runs these tests",
-    "demo": "builds before it runs tests/demo.py, which test_smoke.py runs",
-    "bench": "is run by hand: nothing is timed in a test",
-    "systemd": "needs systemd as the first process; the units themselves are verified",
-    "journal": "needs journald; what is logged is tested all over",
 }
+# By the heading of their first column.
+TABLES = {
+    "tattle or the log says": "TestFailures",
+    "exit status": "TestFailures",
+    "field": "TestFields",
+    "the line": "TestPamLine",
+    "on the instance": "TestRecipes",
+    "key": "TestConfiguration",
+    "folder": "TestModules",
+}
+NOT_COMPARED = {
+    "distribution": "`./build.sh distros` prints it",
+    "": "the figures: nothing is timed in a test",
+    "instead of tattle": "is about others",
+}
+# The same for commands inside sentences.
+RUN_INLINE = {
+    "sudo /usr/local/bin/tattle check --send": "TestInstall",
+    "sudo /usr/local/bin/tattle flush": "TestSpool",
+    "grep -n '^[^#]*user_readenv=1' /etc/pam.d/*": "TestUserReadenv",
+    "./build.sh help": "TestBlocks",
+    "unzip -p dist/tattle LICENSES.txt": "TestBlocks",
+}
+NOT_RUN_INLINE = {
+    "./build.sh": "makes the artifact that all these tests run, before they start",
+    "./build.sh demo": "builds before it runs tests/demo.py, which test_demo.py runs",
+    "./build.sh distros": "takes minutes and a mirror of Debian's: by hand",
+    "sudo journalctl -t tattle": "needs journald; what is logged is tested all over",
+    "sudo systemctl disable --now tattle.path tattle-check.timer": "needs systemd as process 1",
+    "semodule -r tattle": "needs SELinux",
+    "semanage port -a -t http_port_t -p tcp PORT": "needs SELinux",
+}
+COMMAND = re.compile(r"(sudo [/a-z]|grep |unzip |\./build\.sh|semodule |semanage ).*")
 
 
-def session(variables: Mapping[str, str]) -> Any:
+def session(variables: Mapping[str, str]) -> Session:
     return parse(b"".join(f"{name}={value}\0".encode() for name, value in variables.items()))
 
 
-def run(box: Instance, *names: str) -> subprocess.CompletedProcess[str]:
-    """Run blocks as they stand, by root, in a folder that has dist/tattle; sudo does nothing."""
-    script = 'sudo() { "$@"; }\n' + "".join(readme.text(name) for name in names)
-    return box.run(["/bin/bash", "-euo", "pipefail", "-c", f"cd {CHECKOUT}\n{script}"])
+def run(box: Instance, commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands as they stand, by root, in a folder that has dist/tattle; sudo does nothing."""
+    script = f'sudo() {{ "$@"; }}\ncd {CHECKOUT}\n{commands}'
+    return box.run(["/bin/bash", "-euo", "pipefail", "-c", script])
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def inline() -> Iterator[str]:
+    """The commands inside sentences."""
+    return filter(COMMAND.fullmatch, readme.code(readme.prose()))
+
+
+def sources() -> str:
+    return "".join(file.read_text() for file in sorted(SOURCE.rglob("*.py")))
 
 
 @pytest.fixture
@@ -94,14 +132,22 @@ def bare(instance: Instance, artifact: Path) -> Instance:
 
 
 class TestBlocks:
-    def test_every_command_is_run_or_says_why_not(self) -> None:
-        commands = {one.name for one in readme.blocks() if one.language == "sh"}
-        assert commands == {*RUN, *NOT_RUN}
-        assert not {*RUN} & {*NOT_RUN}
+    def test_it_is_over_in_ten_minutes(self) -> None:
+        assert len(readme.lines()) <= MOST_LINES
 
-    def test_names_are_given_once(self) -> None:
-        names = [one.name for one in readme.blocks() if one.name]
-        assert len(names) == len(set(names))
+    def test_every_command_is_run_or_says_why_not(self) -> None:
+        """`pytest -rP` prints the counts."""
+        blocks = {one.name: one.text for one in readme.blocks()}
+        assert {*blocks} == {*RUN, *COMPARED, *NOT_RUN, ""}  # the diagram has no name
+        assert len(blocks) == len(readme.blocks())
+        assert {*inline()} == {*RUN_INLINE, *NOT_RUN_INLINE}
+        run = sum(len(readme.commands(blocks[name])) for name in RUN) + len(RUN_INLINE)
+        print(f"README.md: {len(readme.lines())} lines, {run} commands run,", end=" ")
+        print(f"{len(COMPARED)} other blocks and {len(TABLES)} tables compared")
+
+    def test_every_table_is_compared_or_says_why_not(self) -> None:
+        headings = re.findall(r"(?m)^\| ?([^|\n]*?) ?\|.*\n\|-", readme.prose())
+        assert {*headings} == {*TABLES, *NOT_COMPARED}
 
     def test_shell_is_shell(self) -> None:
         for one in readme.blocks():
@@ -109,22 +155,7 @@ class TestBlocks:
                 done = subprocess.run(["/bin/bash", "-n"], input=one.text, text=True)
                 assert done.returncode == 0, one
 
-    def test_json_is_json(self) -> None:
-        for one in readme.blocks():
-            if one.language == "json":
-                json.loads(one.text)
-
-    def test_ini_is_ini(self) -> None:
-        for one in readme.blocks():
-            if one.language == "ini":
-                configparser.RawConfigParser(strict=False).read_string(one.text)
-
-    def test_yaml_is_yaml(self) -> None:
-        for one in readme.blocks():
-            if one.language == "yaml" and one.name != "cloudformation":  # that has tags of its own
-                assert yaml.safe_load(one.text)
-
-    def test_links_within_it_lead_somewhere(self) -> None:
+    def test_links_lead_somewhere(self) -> None:
         links = re.findall(r"\]\(([^)]+)\)", readme.prose())
         assert links
         for link in links:
@@ -133,131 +164,175 @@ class TestBlocks:
             elif not link.startswith("https://"):
                 assert (ROOT / link).exists(), link
 
-    def test_files_it_names_are_there(self) -> None:
-        for name in set(
-            re.findall(r"`((?:src|tests|dist)/[\w./]+|\w+\.(?:lock|sh))`", readme.prose())
-        ):
-            assert (ROOT / name).exists(), name
+    def test_tests_it_names_are_there(self) -> None:
+        typed = readme.commands(readme.text("build-test"))
+        for command in typed:
+            for name in command.split()[2:3]:
+                assert (ROOT / "tests" / name).exists(), command
+        assert {"unit", "artifact", "instance", "readme"} <= {*readme.code(readme.prose())}
 
-    def test_the_python_line_is_the_artifacts(self, artifact: Path) -> None:
-        first = artifact.read_bytes().split(b"\n", 1)[0].decode()
-        assert f"`{first[2:]}`" in readme.prose()
+    def test_build_sh_has_a_help(self) -> None:
+        done = subprocess.run(["./build.sh", "help"], cwd=ROOT, capture_output=True, text=True)
+        assert "demo" in ran(done)
+
+    def test_commands_and_options_it_names_are_tattles(self, tattle: Tattle) -> None:
+        known = "".join(ran(tattle(*words, "--help")) for words in ([], ["check"]))
+        for named in readme.code(readme.prose()):
+            for word in re.findall(r"^tattle ([a-z-]+)|^tattle .*(--[a-z-]+)", named):
+                assert "".join(word) in known, named
 
     def test_licences_are_in_the_file(self, artifact: Path) -> None:
-        with zipfile.ZipFile(artifact) as archive:
-            assert b"MIT" in archive.read("LICENSES.txt")
+        need(shutil.which("unzip"), "needs unzip")
+        (command,) = (one for one in RUN_INLINE if one.startswith("unzip"))
+        done = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True)
+        assert "MIT" in ran(done)
 
 
 class TestEvent:
-    @pytest.mark.parametrize(
-        ("name", "kind"), [("opened", "open_session"), ("closed", "close_session")]
-    )
+    @pytest.mark.parametrize("kind", ["open_session", "close_session"])
     def test_it_is_what_the_artifact_sends(
-        self, tattle: Tattle, eventbridge: EventBridge, name: str, kind: str
+        self, tattle: Tattle, eventbridge: EventBridge, kind: str
     ) -> None:
         done = tattle(env={**LOGIN, "PAM_TYPE": kind})
         assert done.returncode == 0, done.stderr
         (entry,) = eventbridge.entries()
-        shown = readme.text(f"event-{name}")
+        shown = readme.text("event")
+        if kind == "close_session":
+            assert "At logout `session` is `closed`" in readme.words()
+            shown = shown.replace('"opened"', '"closed"')
         event = json.loads(shown)
         assert [*event] == ["detail-type", "source", "resources", "detail"]
         assert event["detail-type"] == entry.raw["DetailType"]
         assert event["source"] == entry.raw["Source"]
         assert event["resources"] == entry.raw["Resources"]
-        (line,) = re.findall(r'^  "detail": (.+)$', shown, re.MULTILINE)
-        assert line == entry.raw["Detail"], "byte for byte"
+        assert f'"detail": {entry.raw["Detail"]}}}\n' in shown, "byte for byte"
 
 
 class TestInstall:
     def test_from_nothing_to_both_events_and_back(self, bare: Instance) -> None:
-        before = bare.read(PAM_FILE)
-        bare.write("/etc/ca.pem", bare.ca.pem)
-        bare.write("/home/alice/.aws/config", "[default]\nca_bundle = /etc/ca.pem\n", owner="alice")
+        """The quick start twice, as an upgrade is: nothing is reported twice."""
+        stock = bare.read(PAM_FILE)
+        for times in (1, 2):
+            told = ran(run(bare, readme.text("install")))
+            assert re.fullmatch(r"sent: .*\n", told)
+            ran(run(bare, readme.text("pam-line")))
+            assert bare.read(PAM_FILE) == stock.replace(" user_readenv=1", "") + f"{PAM_LINE}\n"
+            ran(bare.ssh("ubuntu", "true"))
+            entries = bare.eventbridge.wait_for(3 * times)
+        smoke, opened, closed = (entry.detail for entry in entries[-3:])
+        assert smoke["username"] == "test"
+        assert opened == json.loads(readme.text("event"))["detail"]
+        assert closed == {**opened, "session": "closed"}
 
-        ran(run(bare, "install"))
-        done = bare.run(["/bin/sh", "-c", readme.text("smoke-test")], user="alice")
-        assert re.fullmatch(r"sent: session opened for test, event id \S+\n", ran(done))
-        ran(run(bare, "pam-line"))
-        assert bare.read(PAM_FILE) == f"{before}{PAM_LINE}\n"
-        ran(bare.ssh("ubuntu", "true"))
-        smoke, opened, closed = bare.eventbridge.wait_for(3)
-        assert smoke.detail["username"] == "test"
-        assert opened.detail == json.loads(readme.text("event-opened"))["detail"]
-        assert closed.detail == json.loads(readme.text("event-closed"))["detail"]
-
-        ran(run(bare, "install"))  # the upgrade
-        ran(bare.ssh("ubuntu", "true"))
-        bare.eventbridge.wait_for(5)
-
-        for path in ("/etc/tattle.conf", "/etc/cron.d/tattle", "/etc/security/tattle_env.conf"):
+        for path in ("/etc/tattle.conf", "/etc/cron.d/tattle"):
             bare.write(path, "# to be removed\n")
-        ran(run(bare, "uninstall"))
-        assert bare.read(PAM_FILE) == before
+        for unit in (name for name in recipe.HOST if name.endswith((".service", ".timer"))):
+            bare.write(f"/etc/systemd/system/{unit}", "# to be removed\n")
+        ran(run(bare, readme.text("uninstall")))
+        assert PAM_LINE not in bare.read(PAM_FILE)
         left = bare.run(["find", "/etc", "/usr/local", "/var", "/run", "-name", "*tattle*"])
         assert left.stdout == ""
 
-    def test_tattle_check_is_content_with_it(self, bare: Instance) -> None:
-        ran(run(bare, "install", "pam-line", "readenv-mend"))
-        told = ran(run(bare, "check"))
+    def test_the_smoke_test_needs_no_root(self, bare: Instance) -> None:
+        bare.write("/etc/ca.pem", bare.ca.pem)
+        bare.write("/home/alice/.aws/config", "[default]\nca_bundle = /etc/ca.pem\n", owner="alice")
+        *installing, smoke_test = readme.commands(readme.text("install"))
+        ran(run(bare, "\n".join(installing)))
+        assert ran(bare.run(["/bin/sh", "-c", smoke_test], user="alice")).startswith("sent: ")
+
+    def test_check_finds_nothing_wrong_then(self, bare: Instance) -> None:
+        ran(run(bare, readme.text("install") + readme.text("pam-line")))
+        told = ran(run(bare, "sudo /usr/local/bin/tattle check --send"))
         assert "✗" not in told
 
-    def test_the_same_line_serves_sudo(self, bare: Instance) -> None:
-        bare.write("/etc/pam.d/sudo", "@include common-session-noninteractive\n")
-        ran(run(bare, "pam-line-sudo"))
-        assert bare.read("/etc/pam.d/sudo").endswith(f"\n{PAM_LINE}\n")
+    def test_an_upgrade_takes_the_same_commands(self, bare: Instance, artifact: Path) -> None:
+        bare.write(TATTLE, "#!/bin/sh\n", 0o755)
+        cache = bare.path("/var/cache/tattle")
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(0o700)
+        (cache / "the-version-before").mkdir()  # is unpacked, and ours is not
+        ran(run(bare, readme.text("install")))
+        assert bare.path(TATTLE).read_bytes() == artifact.read_bytes()
+        assert "**Upgrade** by step 3 of the quick start" in readme.words()
+
+    def test_sudo_is_reported_once(self, bare: Instance) -> None:
+        """Of two kinds: Debian's sudo-i includes nothing of sudo's, RHEL's does."""
+        stock = "session required pam_permit.so\n"
+        line = f"{PAM_LINE.replace('pam_exec.so', 'pam_exec.so seteuid')}\n"
+        for own, expected in (
+            (stock, stock + line),
+            ("session include sudo\n", "session include sudo\n"),
+            ("session\tsubstack\tsudo\n", "session\tsubstack\tsudo\n"),
+        ):
+            bare.write("/etc/pam.d/sudo", stock)
+            bare.write("/etc/pam.d/sudo-i", own)
+            for _ in range(2):
+                ran(run(bare, readme.text("pam-line-sudo")))
+            assert bare.read("/etc/pam.d/sudo") == stock + line
+            assert bare.read("/etc/pam.d/sudo-i") == expected
+        bare.path("/etc/pam.d/sudo-i").unlink()
+        ran(run(bare, readme.text("pam-line-sudo")))
+        assert not bare.path("/etc/pam.d/sudo-i").exists()
+
+    def test_check_finds_nothing_wrong_with_other_services(self, bare: Instance) -> None:
+        blocks = ("install", "pam-line", "pam-line-sudo")
+        for service in ("sudo", "sudo-i"):
+            bare.write(f"/etc/pam.d/{service}", "session required pam_permit.so\n")
+        stock = bare.read("/etc/pam.d/su")
+        bare.write("/etc/pam.d/su", stock + readme.text("pam-lines-su"))
+        ran(run(bare, "".join(readme.text(name) for name in blocks)))
+        told = ran(run(bare, "sudo /usr/local/bin/tattle check"))
+        assert {"pam su", "pam sudo", "pam sudo-i"} <= {*re.findall(r"pam [a-z-]+", told)}
+
+    def test_su_is_reported_by_its_lines(self, instance: Instance) -> None:
+        """What they are for is shown in tests/instance/test_su.py."""
+        stock = instance.read("/etc/pam.d/su")
+        instance.write("/etc/pam.d/su", stock + readme.text("pam-lines-su"))
+        ran(instance.run(["su", "alice", "-c", "true"]))
+        states = [entry.detail["session"] for entry in instance.eventbridge.wait_for(2)]
+        assert states == ["opened", "closed"]
 
     def test_the_pam_line_is_the_same_everywhere(self) -> None:
-        everywhere = "\n".join(one.text for one in readme.blocks())
-        lines = [line for line in everywhere.splitlines() if "pam_exec.so /usr" in line]
-        for line in lines:
-            assert PAM_LINE in line
-        assert len(lines) >= 6
+        shown = [line for one in readme.blocks() for line in one.text.splitlines()]
+        lines = [line.replace(" seteuid", "") for line in shown if "echo 'session" in line]
+        assert len(lines) == 2
+        assert all(f"'{PAM_LINE}'" in line for line in lines)
 
-    def test_cloud_init_installs_it(self, bare: Instance, artifact: Path) -> None:
-        need(shutil.which("curl"), "needs curl")
-        text = readme.text("cloud-init")
-        assert text.startswith("#cloud-config\n")
-        (command,) = yaml.safe_load(text)["runcmd"]
-        digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
-        place = ["https://example.com/tattle", f"file://{CHECKOUT}/dist/tattle"]
-        filled = [part.replace(*place).replace("0" * 64, digest) for part in command]
-        assert filled != command
-        ran(bare.run(filled))
-        assert bare.read(PAM_FILE).endswith(f"\n{PAM_LINE}\n")
-        assert "user_readenv=1" not in bare.read(PAM_FILE)
-        ran(bare.ssh("ubuntu", "true"))
-        bare.eventbridge.wait_for(2)
-
-    def test_cloud_init_installs_nothing_else(self, bare: Instance) -> None:
-        """With the checksum as it stands in the README, which is no file's."""
-        need(shutil.which("curl"), "needs curl")
-        (command,) = yaml.safe_load(readme.text("cloud-init"))["runcmd"]
-        place = ["https://example.com/tattle", f"file://{CHECKOUT}/dist/tattle"]
-        assert bare.run([part.replace(*place) for part in command]).returncode != 0
-        assert not bare.path(TATTLE).exists()
-        assert TATTLE not in bare.read(PAM_FILE)
-
-    def test_the_playbook_does_the_same(self) -> None:
-        """Ansible itself is not run here; it was, by hand, in an instance like these."""
-        (play,) = yaml.safe_load(readme.text("ansible"))
-        copy, dry_run, mend, line = play["tasks"]
-        assert copy["ansible.builtin.copy"]["dest"] == TATTLE
-        assert copy["ansible.builtin.copy"]["mode"] == "0755"
-        assert dry_run["ansible.builtin.command"] == f"{TATTLE} --dry-run"
-        assert {*dry_run["environment"]} == {*LOGIN}
-        stock = "session required pam_env.so user_readenv=1 envfile=/etc/default/locale"
-        mended = re.sub(mend["ansible.builtin.replace"]["regexp"], "", stock)
-        assert mended == "session required pam_env.so envfile=/etc/default/locale"
-        assert line["ansible.builtin.lineinfile"]["line"] == PAM_LINE
-        assert re.search(line["ansible.builtin.lineinfile"]["regexp"], PAM_LINE)
-        assert mend["ansible.builtin.replace"]["path"] == PAM_FILE
-        assert line["ansible.builtin.lineinfile"]["path"] == PAM_FILE
+    def test_aws_is_set_up_by_what_it_says(self, moto_server: Moto, tmp_path: Path) -> None:
+        """With the AWS CLI that the tests have."""
+        done = subprocess.run(
+            [
+                *("/bin/bash", "-euo", "pipefail", "-c"),
+                'aws() { command aws --endpoint-url "$MOTO" "$@"; }\n' + readme.text("aws"),
+            ],
+            cwd=ROOT,
+            env={
+                "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+                "HOME": str(tmp_path),
+                "LANG": "C.UTF-8",
+                "MOTO": moto_server.url,
+                "AWS_CONFIG_FILE": os.devnull,
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": "moto",
+                "AWS_SECRET_ACCESS_KEY": "moto",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        ran(done)
+        stacks = moto_server.client("cloudformation").describe_stacks()["Stacks"]
+        assert {one["StackName"] for one in stacks} == {"tattle-role", "tattle-mail"}
+        for command in readme.commands(readme.text("aws")):  # moto asks for no capability
+            typed = re.sub(r"[\\\s]+", " ", command.replace("src/tattle/recipes/", ""))
+            (name,) = re.findall(r"--template-file (\S+)", typed)
+            assert f"{typed} " in re.sub(r"[#\\\s]+", " ", recipe.text(name))
 
 
 class TestPamLine:
     WAIT = 4  # seconds; a login takes less, even where much else runs
 
-    @pytest.mark.parametrize("row", readme.table_after("## The PAM line"), ids=lambda row: row[0])
+    @pytest.mark.parametrize("row", readme.table("the line"), ids=lambda row: row[0])
     def test_the_table_is_true(self, instance: Instance, row: list[str]) -> None:
         line, *expected = row
         control, _, option = re.sub(r"`|…|tattle|=5", "", line).strip().partition(" ")
@@ -279,7 +354,7 @@ class TestPamLine:
         assert [ok for ok, _ in outcomes] == logged_in
         assert outcomes[1][1] == ("after 5 s" in expected[1])
 
-    def test_a_login_refused_has_its_event_and_no_other(self, instance: Instance) -> None:
+    def test_a_refused_login_is_reported_as_opened_only(self, instance: Instance) -> None:
         instance.configure_pam("--wait=1", control="required")
         instance.eventbridge.set(fault="hang")
         assert instance.ssh("ubuntu", "true").returncode == LOGIN_REFUSED
@@ -287,6 +362,14 @@ class TestPamLine:
         instance.kill_deliverers()
         ran(instance.run([TATTLE, "flush"]))
         assert {one["session"] for one in instance.eventbridge.details()} == {"opened"}
+
+
+def number_of_copies() -> str:
+    """How often a deliverer sends what may have arrived: with pauses that double, until it ends."""
+    seconds, pause, copies = 0.0, deliver.RESEND_AFTER, 1
+    while seconds + pause <= deliver.GIVE_UP_AFTER:
+        seconds, pause, copies = seconds + pause, 2 * pause, copies + 1
+    return ("no", "one", "two", "three", "four", "five", "six")[copies]
 
 
 class TestSpool:
@@ -298,145 +381,143 @@ class TestSpool:
                 parent.hook()
         instance.kill_deliverers()
         instance.eventbridge.set(fault=None)
-        assert ran(run(instance, "flush")) == "3 delivered, 0 remain\n"
-        assert "`3 delivered, 0 remain`" in readme.prose()
+        told = ran(run(instance, "sudo /usr/local/bin/tattle flush"))
+        assert told == "3 delivered, 0 remain\n"
 
-    def test_a_record_set_aside_can_be_looked_at_and_put_back(self, instance: Instance) -> None:
+    def test_a_rejected_record_can_be_looked_at_and_sent_again(self, instance: Instance) -> None:
         instance.write(f"{CHECKOUT}/here", "")
         rule = Rejection("mallory", "MalformedDetail", "Detail is malformed.")
         instance.eventbridge.set(rejections=[rule])
         instance.hook(user="mallory")
         rejected = instance.path(f"{SPOOL}/rejected")
         eventually(lambda: rejected.is_dir() and [*rejected.iterdir()])
-        told = ran(run(instance, "rejected-look")).splitlines()
+        look, *send_again = readme.commands(readme.text("rejected"))
+        told = ran(run(instance, look)).splitlines()
         assert "PAM_USER=mallory" in told
         assert told[0].startswith(f"{SPOOL}/rejected/")
         instance.eventbridge.set(rejections=[])
         instance.kill_deliverers()
-        ran(run(instance, "rejected-return"))
+        ran(run(instance, "\n".join(send_again)))
         assert [one["username"] for one in instance.eventbridge.details()] == ["mallory"]
 
-    def test_the_numbers_are_the_sources(self) -> None:
-        words = " ".join(readme.prose().split())
-        assert f"The spool takes {spool.LIMIT:,} events" in words
-        assert f"up to {deliver.FIRST_PAUSE:.0f} s at first" in words
-        assert f"doubling to up to {deliver.LONGEST_PAUSE:.0f} s" in words
-        assert f"After {deliver.PATIENCE / 60:.0f} minutes without a success" in words
-        assert (deliver.BATCH, deliver.LINGER) == (10, 5)
-        assert "up to ten in a call" in words
-        assert "it stays five seconds for the next event" in words
-        assert (process.WAIT, process.LONGEST_WAIT) == (5, 600)
-        assert "or after five seconds; `--wait=SECONDS` sets another time, at most 600" in words
+    @pytest.mark.parametrize(
+        "words",
+        [
+            f"up to {deliver.BATCH} in a call",
+            f"pauses of at most {deliver.FIRST_PAUSE:.0f} s, then {2 * deliver.FIRST_PAUSE:.0f} s,"
+            f" up to {deliver.LONGEST_PAUSE:.0f} s",
+            f"After {deliver.GIVE_UP_AFTER / 60:.0f} minutes without success",
+            f"it ends {deliver.LINGER:.0f} s after the last event",
+            f"or {deliver.TIMEOUT:.0f} seconds pass, before the answer",
+            f"at most {number_of_copies()} copies in {deliver.GIVE_UP_AFTER / 60:.0f} minutes",
+            f"no sign of life for {watchdog.DEAD_AFTER:.0f} s",
+            f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",
+            f"less than {spool.FREE_BYTES >> 20} MiB or {spool.FREE_FILES} inodes",
+            f"up to {spool.EMERGENCY_LIMIT} events wait in `{spool.EMERGENCY_PATH}`",
+            f"is a file in `{spool.PATH}`",
+            f"moves to `{spool.PATH}/{spool.REJECTED}`",
+        ],
+    )
+    def test_the_numbers_are_the_sources(self, words: str) -> None:
+        assert words in readme.words()
 
 
 class TestUserReadenv:
-    def test_find_and_mend(self, instance: Instance) -> None:
+    def test_it_is_found_and_removed(self, instance: Instance) -> None:
         instance.write(f"{CHECKOUT}/here", "")
         instance.configure_pam(user_readenv=True)
-        found = ran(run(instance, "readenv-find"))
-        assert found.startswith(f"{PAM_FILE}:")
-        ran(run(instance, "readenv-mend"))
-        nothing = run(instance, "readenv-find")
+        (find,) = (one for one in RUN_INLINE if one.startswith("grep"))
+        assert ran(run(instance, find)).startswith(f"{PAM_FILE}:")
+        ran(run(instance, readme.commands(readme.text("pam-line"))[0]))
+        nothing = run(instance, find)
         assert (nothing.returncode, nothing.stdout) == (1, "")
 
-    def test_the_check_gives_the_same_command(self, instance: Instance) -> None:
-        instance.configure_pam(user_readenv=True)
-        told = instance.run([TATTLE, "check"]).stdout
-        (advice,) = re.findall(r"sed -i '\d*s/.*user_readenv.*$", told, re.MULTILINE)
-        shown = readme.text("readenv-mend").strip()
-        assert re.sub(r"'\d+s/", "'s/", advice) == shown.replace("sudo ", "")
 
-    def test_the_other_mend_satisfies_the_check(self, instance: Instance) -> None:
-        instance.configure_pam(user_readenv=True)
-        stock = [line for line in instance.read(PAM_FILE).splitlines() if TATTLE not in line]
-        lines = readme.text("pam_env-lines")
-        assert lines.splitlines()[-1] == PAM_LINE
-        instance.write(PAM_FILE, "\n".join(stock) + f"\n{lines}")
-        path = readme.text("pam_env").splitlines()[0][2:]
-        assert f"conffile={path}" in lines
-        instance.write(path, readme.text("pam_env"))
-        findings = json.loads(instance.run([TATTLE, "check", "--json"]).stdout)
-        (about,) = [one for one in findings if one["check"].startswith("user environment sshd")]
-        assert about["ok"], about
+class TestPattern:
+    """moto evaluates it. EventBridge's `anything-but` takes a prefix, too."""
 
-    def test_the_list_is_whole(self) -> None:
-        text = readme.text("pam_env")
-        unset = re.findall(r"^(\w+) DEFAULT= OVERRIDE=$", text, re.MULTILINE)
-        assert {*unset} >= {*pamd.UNSECURE}
-        for name in unset:  # pam_env logs an error where it unsets what is not set
-            assert f"\n{name} DEFAULT=x\n{name} DEFAULT= OVERRIDE=\n" in text + "\n"
+    LOGINS: ClassVar = {
+        ("root", "1.2.3.4", "opened"): True,
+        ("root", "", "opened"): True,
+        ("root", "2001:db8::1", "opened"): True,
+        ("root", "bastion.example.com", "opened"): True,
+        ("root", "10.1.2.3", "opened"): False,
+        ("root", "1.2.3.4", "closed"): False,
+        ("alice", "1.2.3.4", "opened"): False,
+        # and what the text says of networks and names
+        ("root", "10.example.com", "opened"): False,
+    }
+
+    def matched(self, moto: Moto, pattern: str) -> set[tuple[str, ...]]:
+        url = moto.sqs.create_queue(QueueName="logins")["QueueUrl"]
+        wanted = {"QueueUrl": url, "AttributeNames": ["QueueArn"]}
+        arn = moto.sqs.get_queue_attributes(**wanted)["Attributes"]["QueueArn"]
+        moto.events.put_rule(Name="logins", EventPattern=pattern)
+        moto.events.put_targets(Rule="logins", Targets=[{"Id": "queue", "Arn": arn}])
+        for username, remote_host, state in self.LOGINS:
+            detail = {"username": username, "remote_host": remote_host, "session": state}
+            sent = {"Source": "com.unbounce.tattle", "DetailType": "x"}
+            moto.events.put_events(Entries=[{**sent, "Detail": json.dumps(detail)}])
+        asking = {"QueueUrl": url, "MaxNumberOfMessages": 10}
+        messages = moto.sqs.receive_message(**asking).get("Messages", [])
+        return {tuple(json.loads(one["Body"])["detail"].values()) for one in messages}
+
+    def test_it_matches_what_it_says(self, moto_server: Moto) -> None:
+        expected = {login for login, matches in self.LOGINS.items() if matches}
+        assert self.matched(moto_server, readme.text("pattern")) == expected
+
+    def test_a_network_is_matched_by_cidr(self, moto_server: Moto) -> None:
+        (cidr,) = (one for one in readme.code(readme.prose()) if one.startswith('{"cidr"'))
+        pattern = {"detail": {"remote_host": [json.loads(cidr)]}}
+        assert self.matched(moto_server, json.dumps(pattern)) == {("root", "10.1.2.3", "opened")}
 
 
-class TestUnits:
-    def write(self, folder: Path, artifact: Path) -> list[Path]:
-        files = []
-        for name in ("tattle.path", "tattle.service"):
-            text = readme.text(name)
-            assert text.startswith(f"# /etc/systemd/system/{name}\n")
-            files.append(folder / name)
-            files[-1].write_text(text.replace(TATTLE, str(artifact)))
-        return files
+class TestCheck:
+    def test_the_json_is_as_it_is_shown(self) -> None:
+        shown = json.loads(readme.text("check"))
+        (finding,) = shown["findings"]
+        assert json.loads(check.as_json([Finding(**finding)])) == shown
+        assert finding["id"] in check.IDS["pam"]
+        assert finding["severity"] in check.STATUSES
+        (severities,) = re.findall(r"`severity` \((.*?)\) and `schema` keep", readme.words())
+        assert {*readme.code(severities)} == {*check.STATUSES}
 
-    def test_systemd_has_nothing_to_say(self, tmp_path: Path, artifact: Path) -> None:
-        need(shutil.which("systemd-analyze"), "needs systemd-analyze")
-        files = [str(file) for file in self.write(tmp_path, artifact)]
-        command = ["systemd-analyze", "verify", *files]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        ours = [line for line in done.stderr.splitlines() if "tattle" in line]
-        assert (done.returncode, ours) == (0, [])
+    def test_the_marks_are_its_own(self) -> None:
+        marks = (check.MARKS[severity] for severity in ("error", "warning", "skipped"))
+        told = "{} is an error, {} a warning, {} was not looked at".format(*marks)
+        assert told in readme.words()
 
-    def test_the_service_has_all_it_needs(self, instance: Instance) -> None:
-        """What of its hardening can be had without systemd: no capability, no new privileges."""
-        unit = configparser.RawConfigParser(strict=False)
-        unit.read_string(readme.text("tattle.service"))
-        assert unit["Service"]["CapabilityBoundingSet"] == ""
-        assert unit["Service"]["NoNewPrivileges"] == "true"
-        instance.eventbridge.set(fault=500)
-        instance.hook()
-        instance.kill_deliverers()
-        instance.eventbridge.set(fault=None)
-        hardened = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
-        told = ran(instance.run([*hardened, *unit["Service"]["ExecStart"].split()]))
-        assert told == "1 delivered, 0 remain\n"
+    def test_what_to_do_about_selinux_is_its_advice(self) -> None:
+        assert tuple(readme.commands(readme.text("selinux"))) == selinux.INSTALL
 
-    def test_the_path_unit_sees_records_and_nothing_else(self) -> None:
-        unit = configparser.RawConfigParser()
-        unit.read_string(readme.text("tattle.path"))
-        folder, _, pattern = unit["Path"]["PathExistsGlob"].rpartition("/")
-        assert folder == SPOOL
-        name = f"{time.time_ns():020d}-4711"
-        assert is_record(name)
-        assert fnmatch.fnmatch(name, pattern)
-        for other in ("rejected", f".accepting-{name}"):
-            assert not fnmatch.fnmatch(other, pattern)
 
-    def test_the_line_for_cron_delivers(self, instance: Instance) -> None:
-        *when, user, command = readme.text("cron").strip().split(maxsplit=6)
-        assert (len(when), user) == (5, "root")
-        instance.eventbridge.set(fault=500)
-        instance.hook()
-        instance.kill_deliverers()
-        instance.eventbridge.set(fault=None)
-        done = instance.run(["/bin/sh", "-c", command])
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert len(instance.eventbridge.entries()) == 1
+class TestRecipes:
+    def test_the_table_links_every_recipe_in_the_lists_order(self) -> None:
+        linked: list[str] = []
+        for row in readme.table("on the instance"):
+            linked += re.findall(r"\[([^]]+)\]\(src/tattle/recipes/\1\)", row[0])
+        assert {*linked} == {*recipe.HOST, *recipe.CONSUMERS}
+        assert len(linked) == len({*linked})
+        assert "`tattle recipe` lists these files" in readme.words()
 
 
 class TestConfiguration:
     def test_the_example_is_one(self) -> None:
-        text = readme.text("configuration")
-        assert text.startswith("# /etc/tattle.conf\n")
-        settings = config.parse(text)
-        assert settings.source == "com.example.fleet"
+        settings = config.parse(readme.text("configuration"))
+        assert settings.event_bus
         assert settings.of("sudo").detail_type == "sudo session"
-        assert settings.of("sudo").source == settings.source
+        assert settings.of("sudo").event_bus == settings.event_bus
+        unit = configparser.RawConfigParser()
+        unit.read_string(readme.text("configuration"))
+        assert unit.sections() == ["tattle", "service sudo"]
 
     def test_the_keys_are_the_sources(self) -> None:
-        assert [readme.code(row[0])[0] for row in readme.table("keys")] == [*config._READERS]
+        shown = [key for row in readme.table("key") for key in readme.code(row[0])]
+        assert shown == [*config.KEYS]
 
     def test_the_defaults_are_the_sources(self) -> None:
         plain = config.Config()
-        shown = {readme.code(row[0])[0]: row[2] for row in readme.table("keys")}
+        shown = {key: row[2] for row in readme.table("key") for key in readme.code(row[0])}
         assert shown["source"] == f"`{plain.source}`"
         assert shown["detail-type"] == f"`{plain.detail_type}`"
         assert shown["fields"] == f"`{' '.join(plain.fields)}`"
@@ -444,25 +525,32 @@ class TestConfiguration:
             assert getattr(plain, key.replace("-", "_")) is None
 
     def test_what_a_service_may_set(self) -> None:
-        text = (
-            readme.prose()
-            .partition("`[service NAME]` sets ")[2]
-            .partition(" for one PAM service")[0]
+        text = readme.words().partition("such as `[service sudo]` sets ")[2]
+        assert tuple(readme.code(text.partition(" for one PAM service")[0])) == tuple(
+            key for key in config.KEYS if config.KEYS[key].per_service
         )
-        assert tuple(readme.code(text)) == config.PER_SERVICE
 
-    def test_the_fields_are_the_sources(self) -> None:
-        shown = [readme.code(row[0])[0] for row in readme.table("fields")]
-        assert shown == [*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:NAME"]
-        assert tuple(shown[:3]) == DEFAULT
-        text = "\n".join(readme.prose().split("\n\n"))
-        for field in FROM_SSHD:
-            assert re.search(rf"`{field}`.* come from variables that\s+sshd", text, re.DOTALL)
+
+class TestFields:
+    shown: ClassVar = {
+        field: json.loads(example)
+        for row in readme.table("field")
+        for field, example in zip(readme.code(row[0]), readme.code(row[1]))
+    }
+
+    def test_they_are_the_sources(self) -> None:
+        assert [*self.shown] == [*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:NAME"]
+        assert tuple(self.shown)[:3] == DEFAULT
+        named = " and ".join(
+            f"{', '.join(group)}"
+            for group in [[f"`{f}`" for f in [*FROM_SSHD][:-1]], [f"`{[*FROM_SSHD][-1]}`"]]
+        )
+        assert f"{named} come from sshd's variables" in readme.words()
 
     def test_the_examples_are_what_a_session_gives(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket, "gethostname", lambda: "ip-10-0-0-5")
         key = "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
-        moment = {
+        context = {
             "TATTLE_TIME": "1767323045678901234",
             "TATTLE_UPTIME": "161000000000",
             "TATTLE_PARENT": "4711",
@@ -478,17 +566,12 @@ class TestConfiguration:
             "PAM_RHOST": "1.2.3.4",
             "PAM_TYPE": "close_session",
         }
-        shown = {
-            readme.code(row[0])[0]: json.loads(readme.code(row[1])[0])
-            for row in readme.table("fields")
-        }
-        fields = tuple(shown)
         document: Any = identity_document()
 
         def said(variables: Mapping[str, str]) -> Any:
             told = detail(
-                session({**variables, **moment}),
-                fields,
+                session({**variables, **context}),
+                tuple(self.shown),
                 document,
                 lambda _: "bastion",
                 lambda _: True,
@@ -498,140 +581,78 @@ class TestConfiguration:
         of_sshd = said(pam)
         assert of_sshd.pop("remote_user") is None
         of_sudo = said({**pam, "PAM_SERVICE": "sudo", "PAM_RUSER": "alice"})
+        shown = dict(self.shown)
         assert shown.pop("remote_user") == of_sudo["remote_user"]
         assert shown == of_sshd
 
 
-class TestPartitions:
-    @pytest.mark.parametrize("row", readme.table("endpoints"), ids=lambda row: f"{row[0]}{row[1]}")
-    def test_the_table_is_botocores(self, row: list[str]) -> None:
-        (region,), settings, (arn,), (host,) = map(readme.code, row)
-        aws = botocore.session.Session()
-        client = aws.create_client(
-            "events",
-            region_name=region,
-            aws_access_key_id="x",
-            aws_secret_access_key="x",
-            config=ClientConfig(
-                **{f"{name.replace('-', '_')}_endpoint": True for name in settings}
-            ),
-        )
-        assert client.meta.endpoint_url == f"https://{host}"
-        assert f"arn:{aws.get_partition_for_region(region)}:" == arn
-
-    def test_ipv6(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        file = tmp_path / "config"
-        file.write_text(readme.text("aws-config-ipv6"))
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
-        assert resolve_imds_endpoint_mode(botocore.session.Session()) == "ipv6"
+class TestModules:
+    def test_the_table_has_every_module_and_no_other(self) -> None:
+        shown = set()
+        for folder, modules in readme.table("folder"):
+            (name,) = readme.code(folder)
+            shown |= {
+                ROOT.joinpath("src/tattle", name.replace("src/tattle", ""), one)
+                for one in re.findall(r"(?:^|· )`([^`]+)`", modules)
+            }
+        there = {file for file in SOURCE.rglob("*.py") if file.name != "__init__.py"}
+        assert shown == there
 
 
-class TestTables:
-    def test_the_modules_are_the_sources(self) -> None:
-        shown = {readme.code(row[0])[0] for row in readme.table("modules")}
-        assert shown == {file.name for file in (ROOT / "src/tattle").glob("*.py")} - {"__init__.py"}
-
-    def test_the_log_says_these(self) -> None:
-        sources = "".join(file.read_text() for file in (ROOT / "src/tattle").glob("*.py"))
-        for row in readme.table("log"):
-            (message,) = readme.code(row[0])[:1]
-            for part in re.split(r"…|/var/spool/tattle/rejected/", message):
-                assert part.strip(" :,").partition(", ")[0] in sources, message
-
-    def test_every_line_of_the_log_is_there(self) -> None:
-        told = [readme.code(row[0])[0] for row in readme.table("log")]
-        for path in (ROOT / "src" / "tattle").glob("*.py"):
-            for begins in re.findall(r'\b(?:sys)?log\([^"]*f"([^"{]+)', path.read_text()):
-                assert any(one.startswith(begins.strip()) for one in told), begins
-
-
-# How to provoke a failure: settings of IMDS, settings of EventBridge, variables.
-Provocation = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-NOWHERE = "http://127.0.0.1:9"
-
-
-def provocations() -> dict[str, Provocation]:
-    """By the beginning of the table's message, and for a row with several causes by any of them."""
-    return {
-        "no PAM_TYPE": ({}, {}, {"PAM_TYPE": None}),
-        "PAM_TYPE is": ({}, {}, {"PAM_TYPE": "auth"}),
-        "no PAM_USER": ({}, {}, {"PAM_USER": None}),
-        "EventBridge rejected": (
-            {},
-            {"rejections": [Rejection("ubuntu", "MalformedDetail", "Detail is malformed.")]},
-            {},
-        ),
-        "IMDS at … can't": ({}, {}, {"AWS_EC2_METADATA_SERVICE_ENDPOINT": NOWHERE}),
-        "IMDS at … does not": ({"fault": "hang"}, {}, {}),
-        "IMDS at … answers 403": ({"fault": 403}, {}, {}),
-        "IMDS at … answers …": ({"fault": 404}, {}, {}),
-        "IMDS at … is disabled": ({}, {}, {"AWS_EC2_METADATA_DISABLED": "true"}),
-        "EventBridge can't": ({}, {"fault": "reset"}, {}),
-        "EventBridge's answer": ({}, {"fault": "rubbish"}, {}),
-        "EventBridge: Throttling": ({}, {"fault": "throttle"}, {}),
-        "EventBridge: Internal": ({}, {"fault": 500}, {}),
-        "no credentials: IMDS at … answers 404": ({"role": None}, {}, {}),
-        "no credentials: IMDS at … asked for the credentials of the role … gives none": (
-            {"credentials": ROLE_NOT_ASSUMABLE},
-            {},
-            {},
-        ),
-        "no credentials: IMDS at … asked for the credentials of the role … gives malformed": (
-            {"credentials": role_credentials(Token=None)},
-            {},
-            {},
-        ),
-        "EventBridge: AccessDenied": ({}, {"fault": "access-denied"}, {}),
-        "EventBridge: InvalidSignature": ({}, {"clock_skew": 3600}, {}),
-        "configuration:": ({}, {}, {"AWS_PROFILE": "nobody"}),
-    }
-
-
-ELSEWHERE = {
-    "an event of": "PAM gives no such name: test_failures.py",
-    "can't unpack": "test_failures.py",
-    "a defect of": "there is none that could be provoked",
-    "another tattle": "takes a minute: test_outage.py",
-    "… belongs to": "test_config.py",
-    "/etc/tattle.conf": "test_config.py",
-    "nobody knows": "test_partitions.py",
+# What is not in failures.py: said under PAM, to the log; and what a dead name server leads to.
+NOT_IN_THAT_TABLE = {
+    "no answer within … s from …",
+    "refused: not an environment that pam_exec makes: …",
+    "refused: neither open_session nor close_session: …",
+    "a defect: …",
+    "an event is lost: …",
 }
-
-
-def beginning(message: str, among: Iterable[str]) -> str | None:
-    return next((one for one in among if message.startswith(one)), None)
 
 
 class TestFailures:
     rows: ClassVar = [
-        (readme.code(row[0])[0], int(row[1])) for row in readme.table_after("## Failure conditions")
+        (message, int(row[1]) if row[1] else None)
+        for row in readme.table("tattle or the log says")
+        for message in readme.code(row[0])
     ]
 
-    def test_every_row_is_tested(self) -> None:
-        for message, _ in self.rows:
-            assert beginning(message, [*provocations(), *ELSEWHERE]), message
-        for one in (*provocations(), *ELSEWHERE):
-            assert any(message.startswith(one) for message, _ in self.rows), one
+    @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.message)
+    def test_every_failure_is_there_with_its_status(self, failure: Failure) -> None:
+        """That they come as they are written there is test_failures.py's."""
+        statuses = {
+            status
+            for message, status in self.rows
+            if re.fullmatch(readme.as_pattern(message), failure.message)
+        }
+        assert failure.status in statuses
 
-    def test_what_is_tested_elsewhere_reads_as_tattle_says_it(self) -> None:
-        source = "".join(path.read_text() for path in (ROOT / "src" / "tattle").glob("*.py"))
-        for message in (message for message, _ in self.rows if beginning(message, ELSEWHERE)):
-            for words in filter(None, map(str.strip, re.split("…|,|[0-9:]+", message))):
-                assert words in source, message
+    def test_every_row_is_a_failure(self) -> None:
+        for message, status in self.rows:
+            if status is not None and message not in NOT_IN_THAT_TABLE:
+                assert any(
+                    status == failure.status
+                    and re.fullmatch(readme.as_pattern(message), failure.message)
+                    for failure in FAILURES
+                ), message
 
-    @pytest.mark.parametrize(
-        ("message", "status"), [row for row in rows if beginning(row[0], provocations())]
-    )
-    def test_it_prints_that_and_ends_with_that(
-        self, tattle: Tattle, imds: Imds, eventbridge: EventBridge, message: str, status: int
-    ) -> None:
-        for_imds, for_eventbridge, env = provocations()[beginning(message, provocations()) or ""]
-        imds.set(**for_imds)
-        eventbridge.set(**for_eventbridge)
-        done = tattle(env={**LOGIN, **env})
-        assert re.fullmatch(f"tattle: {readme.as_pattern(message)}\n", done.stderr), done.stderr
-        assert done.returncode == status
+    def test_the_others_are_the_sources_words(self) -> None:
+        source = sources()
+        for message, status in self.rows:
+            if status is None or message in NOT_IN_THAT_TABLE:
+                for words in filter(None, (part.strip(" :,") for part in message.split("…"))):
+                    assert words in source, message
 
-    def test_statuses_are_those_of_the_source(self) -> None:
-        known = {value for name, value in vars(tattle).items() if name.startswith("EX_")}
-        assert {status for _, status in self.rows} <= known
+    def test_every_line_of_the_log_is_there(self) -> None:
+        shown = [message for message, _ in self.rows]
+        for begins in re.findall(r'\blog\(\s*f?"([^"{]+)', sources()):
+            if begins.strip() in ("tattle",):
+                continue
+            assert any(one.startswith(begins.strip()) for one in shown), begins
+
+    def test_the_statuses_are_the_sources(self) -> None:
+        cells = [
+            one for row in readme.table("exit status") for one in f"{row[0]}, {row[2]}".split(", ")
+        ]
+        used = {getattr(os, name) for name in re.findall(r"\b(?:os|posix)\.(EX_\w+)", sources())}
+        assert {*map(int, cells)} == {*used, *check.STATUSES.values()}
+        assert {status for _, status in self.rows if status} <= used

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instance import SPOOL, TATTLE, Instance
+from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, find_pythons, need
-from tattle import config
+from tattle.delivery import config
 from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.errors import TattleError
 from tattle.login.spool import is_record
@@ -116,14 +116,15 @@ class TestConfiguration:
         monkeypatch.setattr(config, "trusted", lambda path: path)  # the ca-bundle may not be here
         text = re.sub(r"(?m)^#(?=\[|[a-z-]+ = )", "", recipe.text("tattle.conf"))
         settings = config.parse(text)
-        for key in config._READERS:
+        for key in config.KEYS:
             assert getattr(settings, key.replace("-", "_")) is not None, key
         assert settings.services["sudo"].detail_type == "sudo session"
 
     def test_it_has_every_key_and_no_other(self) -> None:
         main, _, service = recipe.text("tattle.conf").partition("#[service sudo]")
         found = [re.findall(r"(?m)^#([a-z-]+) = ", part) for part in (main, service)]
-        assert found == [[*config._READERS], [*config.PER_SERVICE]]
+        per_service = [key for key in config.KEYS if config.KEYS[key].per_service]
+        assert found == [[*config.KEYS], per_service]
 
     def test_the_defaults_it_shows_are_the_defaults(self) -> None:
         shown = dict(re.findall(r"(?m)^#([a-z-]+) = (.*)$", recipe.text("tattle.conf")))
@@ -266,8 +267,9 @@ class TestPam:
 
     def test_its_variants_are_lines_of_pams(self) -> None:
         for line in re.findall(r"(?m)^#   (session.*)$", recipe.text("pam")):
+            control, options = "(optional|required)", "( --wait=5)?"
             assert re.fullmatch(
-                rf"session +(optional|required) +pam_exec.so {TATTLE} --wait=5", line
+                f"session +{control} +pam_exec.so( seteuid)? {TATTLE}{options}", line
             )
 
 

@@ -17,10 +17,11 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -41,6 +42,7 @@ from standins.server import bind
 from standins.syslogd import Line, Syslog
 
 SETUP = Path(__file__).with_name("instance_setup.sh")
+OTHER_ROOT = Path(__file__).with_name("instance_root.sh")
 SYSTEM_PYTHON = "/usr/bin/python3"
 TATTLE = "/usr/local/bin/tattle"
 SPOOL = "/var/spool/tattle"
@@ -185,6 +187,7 @@ class Instance:
     `user_readenv`: False takes `user_readenv=1` off Debian's pam_env line.
     `sshd_config`: lines that come before the stock file's.
     `spool`: a folder of the machine's to use for /var/spool, for a real disk under it.
+    `root`: a folder to use for /, of a debootstrap for one; nothing is written to it.
     """
 
     TOOLS = ("unshare", "nsenter", "setpriv", "ip", "hostname", "sshd", "ssh", "ssh-keygen")
@@ -198,7 +201,9 @@ class Instance:
         user_readenv: bool = True,
         sshd_config: Sequence[str] = (),
         spool: Path | None = None,
+        root: Path | None = None,
     ) -> None:
+        assert not (spool and root), "either of them"
         self._artifact = artifact
         self._hook_arguments = hook_arguments
         self._control = control
@@ -206,6 +211,7 @@ class Instance:
         self._sshd_config = tuple(sshd_config)
         self._sshd_running_config: tuple[str, ...] = ()
         self._spool = spool
+        self._other_root = root
         self._closing = ExitStack()
         self._originals: dict[str, bytes | None] = {}  # of files written since the last reset
         self._sshd_pid = 0
@@ -242,7 +248,6 @@ class Instance:
         )
         self._furnish()
         self.start_sshd(*self._sshd_config)
-        self._originals.clear()
         self.keep()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
@@ -252,7 +257,9 @@ class Instance:
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork"),
                 "--kill-child",
-                *("/bin/sh", str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
+                "/bin/sh",
+                *([] if self._other_root is None else [str(OTHER_ROOT), str(self._other_root)]),
+                *(str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
                 *([] if self._spool is None else [str(self._spool)]),
             ],
             env=ENVIRONMENT,
@@ -367,7 +374,7 @@ class Instance:
         """The names of the records in tattle's spool and of what is foreign there, sorted."""
         spool = self.path(SPOOL)
         names = os.listdir(spool) if spool.is_dir() else []
-        own = (".deliverer", ".next", ".fault", ".wake")
+        own = (".deliverer", ".next", ".fault", ".fault.new", ".wake")
         return sorted(name for name in names if name not in own)
 
     @contextmanager
@@ -375,10 +382,23 @@ class Instance:
         """Hold the spool's lock, so that hooks leave their records to somebody else."""
         spool = self.path(SPOOL)
         spool.mkdir(0o700, exist_ok=True)
+        let_go = threading.Event()
+
+        def show_signs_of_life() -> None:
+            while not let_go.wait(1):
+                for file in files:
+                    os.utime(file.fileno())
+
         with ExitStack() as held:
-            for name in (".deliverer", ".next"):
-                file = held.enter_context(open(spool / name, "a"))
+            locks = (spool / ".next", spool / ".deliverer")  # in a deliverer's order
+            files = [held.enter_context(open(path, "a")) for path in locks]
+            for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                os.utime(file.fileno())
+            thread = threading.Thread(target=show_signs_of_life)
+            thread.start()
+            held.callback(thread.join)
+            held.callback(let_go.set)
             yield spool
 
     # Its processes
@@ -450,9 +470,23 @@ class Instance:
         return sorted(found, key=lambda process: process.pid)
 
     def deliverers(self) -> list[Process]:
-        """The processes of tattle's that are left to the first process, and alive."""
-        ours = self.processes(TATTLE)
-        return [process for process in ours if process.parent == 1 and process.state != "Z"]
+        """The processes that hold the lock of a spool: who delivers."""
+        return self._with_lock(".deliverer")
+
+    def next_deliverers(self) -> list[Process]:
+        """Who waits to be the next one."""
+        return self._with_lock(".next")
+
+    def _with_lock(self, name: str) -> list[Process]:
+        found = []
+        for process in self.processes(TATTLE):
+            folder = self._root / f"proc/{process.pid}"
+            with suppress(OSError):  # it has just ended
+                for fd in os.listdir(folder / "fd"):
+                    opened = os.path.basename(os.readlink(folder / "fd" / fd)).split()[0]
+                    if opened == name and "FLOCK" in (folder / "fdinfo" / fd).read_text():
+                        found.append(process)
+        return found
 
     def kill(self, *processes: Process) -> None:
         """Kill processes (SIGKILL) and wait until they are gone."""
@@ -464,8 +498,9 @@ class Instance:
             time.sleep(0.005)
 
     def kill_deliverers(self) -> None:
-        while deliverers := self.deliverers():
-            self.kill(*deliverers)
+        """Kill those who deliver, who are next, and who have just been started."""
+        while running := self.processes(f"{TATTLE} deliver"):
+            self.kill(*running)
 
     def orphans_cpu_seconds(self) -> float:
         """CPU time of all processes that ended as orphans, deliverers for one, and of their
@@ -591,8 +626,31 @@ class Instance:
             self._originals.clear()
         self.syslog.clear()
 
+    def replace_python(self, python: str) -> None:
+        """Have /usr/bin/python3 be that interpreter of the machine's, inside."""
+        told = subprocess.run(
+            [python, "-IS", "-c", "import sys; print(sys.base_prefix, sys.executable, sep='\\n')"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        prefix, executable = told.stdout.splitlines()
+        executable = os.path.realpath(executable)
+        if executable != os.path.realpath(SYSTEM_PYTHON):
+            self.reveal(prefix)
+            self.run(["mount", "--bind", executable, SYSTEM_PYTHON], check=True)
+
+    def reveal(self, folder: str) -> None:
+        """Show one of the machine's folders that lies below /root or /home, say, where the instance
+        has its own: a second look at the file system does not see what is mounted on it."""
+        if not self.path(folder).exists():
+            script = 'mount --bind / /mnt; mkdir -p "$1"; mount --bind "/mnt$1" "$1"; umount /mnt'
+            self.run(["/bin/sh", "-euc", script, "-", folder], check=True)
+            self.keep()
+
     def keep(self) -> None:
         """Have what is there now outlast a reset."""
+        self._originals.clear()
         self._pristine = self._inventory()
 
     def _inventory(self) -> dict[str, tuple[int, int, int]]:

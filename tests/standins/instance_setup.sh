@@ -62,6 +62,8 @@ mount -t tmpfs -o mode=1777 tmpfs /var/tmp
 mkdir -m 755 /run/sshd
 
 cd /
+# Another first process, where one is wanted: systemd needs to be it.
+trap 'exec /bin/sh /run/init' USR1
 echo ready
 exec >/dev/null 2>&1
 while :; do

@@ -35,7 +35,7 @@ class Settings:
     - "refuse": nothing listens, and open connections are reset;
     - "hang": connections are accepted and never answered;
     - "close", "reset": a request is read, then the connection ends with FIN or with RST;
-    - "trickle": a request is read, then an answer of a thousand bytes comes, one every three seconds.
+    - "trickle": a request is read, then an answer of a thousand bytes, one every three seconds.
 
     A number is answered as an HTTP status.
     """

@@ -3,30 +3,22 @@ that a person can read. Never another exception."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from standins.eventbridge import ENTRIES_BYTES, LONGEST_DETAIL_TYPE, check_entry
 from standins.eventbridge import entry_size as size_by_the_stand_in
 from standins.imds import identity_document
-from support import need
-from tattle import EX_CONFIG, EX_DATAERR, EX_USAGE, TattleError, config, events
-from tattle.deliver import Deliverer
-from tattle.detail import (
+from tattle.delivery import config, events
+from tattle.delivery.deliver import Deliverer
+from tattle.delivery.fields import (
     DEFAULT,
     FROM_INSTANCE,
     FROM_SESSION,
@@ -34,16 +26,17 @@ from tattle.detail import (
     connection,
     detail,
     event_id,
-    fingerprint,
     session_id,
 )
-from tattle.imds import IdentityDocument
-from tattle.pam import ITEMS, trusted_block
-from tattle.session import Session, parse
+from tattle.delivery.imds import IdentityDocument
+from tattle.delivery.watchdog import Heartbeat
+from tattle.errors import TattleError
+from tattle.login.pam import ITEMS, Session, parse, trusted_block
+from tattle.login.spool import Spool
 
 ALL_FIELDS = (*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:Name", "tag:é")
 DOCUMENT = cast(IdentityDocument, identity_document())
-MOMENTS = (b"TATTLE_TIME", b"TATTLE_UPTIME", b"TATTLE_PARENT", b"TATTLE_PARENT_START")
+CONTEXT = (b"TATTLE_TIME", b"TATTLE_UPTIME", b"TATTLE_PARENT", b"TATTLE_PARENT_START")
 SAID_BY_SSHD = (b"TATTLE_UNVERIFIED_SSH_CONNECTION", b"TATTLE_UNVERIFIED_SSH_AUTH_INFO_0")
 
 thorough = settings(max_examples=200, deadline=None)
@@ -56,7 +49,7 @@ values = st.one_of(
 ).map(lambda value: value.replace(b"\0", b""))
 names = st.one_of(
     st.sampled_from(
-        [*ITEMS, *MOMENTS, *SAID_BY_SSHD, b"TATTLE_BOOT", b"PAM_X", b"LD_PRELOAD", b""]
+        [*ITEMS, *CONTEXT, *SAID_BY_SSHD, b"TATTLE_BOOT", b"PAM_X", b"LD_PRELOAD", b""]
     ),
     st.binary(max_size=8).map(lambda name: name.replace(b"\0", b"").replace(b"=", b"")),
 )
@@ -81,9 +74,9 @@ def block(**items: str | bytes) -> bytes:
 
 
 def session(
-    kind: str = "open_session", moment: dict[str, str] | None = None, **pam: str
+    kind: str = "open_session", context: dict[str, str] | None = None, **pam: str
 ) -> Session:
-    return Session({"PAM_TYPE": kind, "PAM_USER": "ubuntu", **pam}, moment or {})
+    return Session({"PAM_TYPE": kind, "PAM_USER": "ubuntu", **pam}, context or {})
 
 
 def said(session: Session, fields: tuple[str, ...], believed: bool = True) -> dict[str, Any]:
@@ -143,7 +136,7 @@ class TestTheTrustedBlock:
     def test_what_pam_exec_does_not_write_is_refused(self, strange: bytes) -> None:
         with pytest.raises(TattleError, match="refused") as refusal:
             trusted_block(block(LANG="C") + strange)
-        assert refusal.value.status == EX_USAGE
+        assert refusal.value.status == os.EX_USAGE
 
     @thorough
     @given(blocks, st.binary(max_size=20))
@@ -156,7 +149,7 @@ class TestTheTrustedBlock:
     def test_any_bytes_are_a_block_or_refused(self, environ: bytes) -> None:
         found = attempt(trusted_block, environ)
         if isinstance(found, TattleError):
-            assert found.status == EX_USAGE
+            assert found.status == os.EX_USAGE
             assert str(found).isprintable()
             return
         assert environ.endswith(found)
@@ -168,11 +161,11 @@ class TestTheTrustedBlock:
 
 
 class TestParse:
-    def test_it_keeps_apart_what_pam_said_and_what_the_moment_knew(self) -> None:
+    def test_it_keeps_apart_what_pam_said_and_the_context(self) -> None:
         parsed = parse(block(PAM_USER="u=v", TATTLE_TIME="5", PAM_TYPE="close_session"))
         assert parsed.state == "closed"
         assert parsed.pam == {"PAM_USER": "u=v", "PAM_TYPE": "close_session"}
-        assert parsed.moment == {"TATTLE_TIME": "5"}
+        assert parsed.context == {"TATTLE_TIME": "5"}
 
     def test_bytes_that_are_not_utf_8_stay_visible(self) -> None:
         parsed = parse(block(PAM_USER=b"a\xffb\xc3\xa9", PAM_TYPE="open_session"))
@@ -182,18 +175,18 @@ class TestParse:
     def test_only_sessions_are_events(self, kind: str) -> None:
         with pytest.raises(TattleError, match="open_session or close_session") as refusal:
             parse(block(PAM_USER="u", PAM_TYPE=kind))
-        assert refusal.value.status == EX_USAGE
+        assert refusal.value.status == os.EX_USAGE
 
     @thorough
     @given(record=st.one_of(blocks, st.binary(max_size=200)))
     def test_any_bytes_are_a_session_or_refused(self, record: bytes) -> None:
         parsed = attempt(parse, record)
         if isinstance(parsed, TattleError):
-            assert parsed.status == EX_USAGE
+            assert parsed.status == os.EX_USAGE
             assert str(parsed).isprintable()
             return
         assert parsed.pam["PAM_USER"]
-        for text in (*parsed.pam.values(), *parsed.moment.values()):
+        for text in (*parsed.pam.values(), *parsed.context.values()):
             text.encode()
 
 
@@ -244,35 +237,35 @@ class TestDetail:
         assert said(session("close_session"), ("duration",)) == {"duration": None}
 
     def test_what_sshd_says_is_not_told_where_a_user_could_have_put_it_there(self) -> None:
-        moment = {
+        context = {
             "TATTLE_UNVERIFIED_SSH_CONNECTION": "1.2.3.4 1 5.6.7.8 22",
             "TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": "password",
         }
         fields = tuple(FROM_SSHD)
-        assert None not in said(session(moment=moment), ("connection", "auth_method")).values()
-        assert said(session(moment=moment), fields, believed=False) == dict.fromkeys(fields)
+        assert None not in said(session(context=context), ("connection", "auth_method")).values()
+        assert said(session(context=context), fields, believed=False) == dict.fromkeys(fields)
 
     def test_an_event_keeps_its_id_and_another_has_another(self) -> None:
-        assert event_id(session(moment={"A": "1"})) == event_id(session(moment={"A": "1"}))
-        assert event_id(session(moment={"A": "1"})) != event_id(session(moment={"A": "2"}))
+        assert event_id(session(context={"A": "1"})) == event_id(session(context={"A": "1"}))
+        assert event_id(session(context={"A": "1"})) != event_id(session(context={"A": "2"}))
         assert event_id(session()) != event_id(session(PAM_RHOST="h"))
 
     def test_a_sessions_opening_and_closing_share_its_id(self) -> None:
-        moment = {"TATTLE_BOOT": "b", "TATTLE_PARENT": "7", "TATTLE_PARENT_START": "9"}
+        context = {"TATTLE_BOOT": "b", "TATTLE_PARENT": "7", "TATTLE_PARENT_START": "9"}
         opened, closed = (
-            session(kind, {**moment, "TATTLE_TIME": kind})
+            session(kind, {**context, "TATTLE_TIME": kind})
             for kind in ("open_session", "close_session")
         )
         assert session_id(opened) == session_id(closed) is not None
-        for name in moment:
-            assert session_id(session(moment={**moment, name: "other"})) != session_id(opened)
-            assert session_id(session(moment={**moment, name: ""})) is None
+        for name in context:
+            assert session_id(session(context={**context, name: "other"})) != session_id(opened)
+            assert session_id(session(context={**context, name: ""})) is None
 
     @pytest.mark.parametrize(
         "told", ["", "1.2.3.4 5 6", "h p l q", "1 2 3 4 5", "h 1e3 l 2", "h " + "9" * 5000 + " l 2"]
     )
     def test_a_connection_that_is_none_is_null(self, told: str) -> None:
-        assert connection(session(moment={"TATTLE_UNVERIFIED_SSH_CONNECTION": told})) is None
+        assert connection(session(context={"TATTLE_UNVERIFIED_SSH_CONNECTION": told})) is None
 
     @thorough
     @given(sessions, st.dictionaries(st.sampled_from(["Name", "é"]), st.text(max_size=20)))
@@ -300,7 +293,7 @@ def publisher() -> Iterator[events.Publisher]:
             "[tattle]\nregion = us-east-1\nresource = arn:aws:ec2:::é\nevent-bus = audit\n"
             f"[service sudo]\nsource = sudo\nfields = {', '.join(ALL_FIELDS)}\n"
         )
-        yield events.Publisher(told, 1, 1.0)
+        yield events.Publisher(told, 1.0)
 
 
 class OneRecord:
@@ -325,6 +318,7 @@ class OneRecord:
 
 class TestARecord:
     WHOLE = block(PAM_SERVICE="sudo", PAM_USER="u", TATTLE_TIME="1", PAM_TYPE="close_session")
+    WHOLE += b"TATTLE_BOOT=b\0"
 
     @thorough
     @given(
@@ -340,10 +334,13 @@ class TestARecord:
     ) -> None:
         """Another exception would stop delivery at that record for good."""
         spool = OneRecord(record)
-        batches = list(Deliverer(spool).batches(spool.waiting(), publisher))
+        spools = [cast(Spool, spool)]
+        deliverer = Deliverer(spools, Heartbeat(spools))
+        batches = list(deliverer.batches(deliverer.waiting(), publisher))
         assert bool(batches) != bool(spool.rejected)
-        for batch in batches:
+        for bus, batch in batches:
             (entry,) = batch.values()
+            assert entry["EventBusName"] == bus
             assert check_entry(entry) is None
             assert size_by_the_stand_in(entry) < ENTRIES_BYTES
 
@@ -357,30 +354,30 @@ class TestTheEntry:
         ours.pam["PAM_SERVICE"] = service
         entry = attempt(publisher.entry, ours, lambda _: True)
         if isinstance(entry, TattleError):
-            assert entry.status == EX_DATAERR
+            assert entry.status == os.EX_DATAERR
             assert str(ENTRIES_BYTES) in str(entry)
-            told = (*ours.pam.values(), *ours.moment.values())
+            told = (*ours.pam.values(), *ours.context.values())
             assert sum(map(len, told)) > ENTRIES_BYTES / 20
             return
         assert size_by_the_stand_in(entry) < ENTRIES_BYTES
         assert check_entry(entry) is None
         assert entry["EventBusName"] == "audit"
         assert entry["Source"] == ("sudo" if service == "sudo" else "com.unbounce.tattle")
-        assert entry["Time"].timestamp() == int(ours.moment["TATTLE_TIME"]) // 10**9
+        assert entry["Time"].timestamp() == int(ours.context["TATTLE_TIME"]) // 10**9
 
     @pytest.mark.parametrize("service", ["sshd", "sudo"])
     def test_the_largest_entry_that_eventbridge_takes_is_an_entry(
         self, service: str, publisher: events.Publisher
     ) -> None:
-        moment = {"TATTLE_TIME": "1"}
-        small = publisher.entry(session(moment=moment, PAM_SERVICE=service), lambda _: True)
+        context = {"TATTLE_TIME": "1"}
+        small = publisher.entry(session(context=context, PAM_SERVICE=service), lambda _: True)
         room = ENTRIES_BYTES - 1 - size_by_the_stand_in(small)
         pam = {"PAM_SERVICE": service, "PAM_RHOST": "x" * room}
-        largest = publisher.entry(session(moment=moment, **pam), lambda _: True)
+        largest = publisher.entry(session(context=context, **pam), lambda _: True)
         assert size_by_the_stand_in(largest) == ENTRIES_BYTES - 1
         pam["PAM_RHOST"] += "x"
         with pytest.raises(TattleError, match="bytes"):
-            publisher.entry(session(moment=moment, **pam), lambda _: True)
+            publisher.entry(session(context=context, **pam), lambda _: True)
 
     @given(st.text(), st.text(), st.text(), st.lists(st.text()))
     def test_its_size_is_counted_as_eventbridge_counts(
@@ -394,108 +391,6 @@ class TestTheEntry:
             "Time": 0,
         }
         assert events.entry_size(entry) == size_by_the_stand_in(entry)
-
-
-def ssh_string(content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + content
-
-
-def security_key(kind: str) -> str:
-    """A public key as a FIDO token makes it (PROTOCOL.u2f), `type base64`."""
-    if kind == "sk-ssh-ed25519@openssh.com":
-        public = Ed25519PrivateKey.generate().public_key()
-        parts = [public.public_bytes(Encoding.Raw, PublicFormat.Raw)]
-    else:
-        curve_point = ec.generate_private_key(ec.SECP256R1()).public_key()
-        point = curve_point.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        parts = [b"nistp256", point]
-    blob = b"".join(map(ssh_string, [kind.encode(), *parts, b"ssh:"]))
-    return f"{kind} {base64.b64encode(blob).decode()}"
-
-
-KINDS = {
-    "rsa": ["-t", "rsa", "-b", "2048"],
-    "rsa-3072": ["-t", "rsa", "-b", "3072"],
-    "dsa": ["-t", "dsa"],
-    "ecdsa-256": ["-t", "ecdsa", "-b", "256"],
-    "ecdsa-384": ["-t", "ecdsa", "-b", "384"],
-    "ecdsa-521": ["-t", "ecdsa", "-b", "521"],
-    "ed25519": ["-t", "ed25519"],
-    "sk-ssh-ed25519@openssh.com": None,
-    "sk-ecdsa-sha2-nistp256@openssh.com": None,
-}
-
-
-def keygen(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    quiet = ["-q", "-N", ""] if "-t" in arguments else ["-q"]
-    command = ["ssh-keygen", *quiet, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=check)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the keys of two certificate authorities."""
-    need(shutil.which("ssh-keygen"), "needs ssh-keygen")
-    folder = tmp_path_factory.mktemp("keys")
-    for authority, kind in (("ed25519-ca", "ed25519"), ("rsa-ca", "rsa")):
-        keygen("-t", kind, "-f", str(folder / authority))
-    return folder
-
-
-class TestFingerprint:
-    def as_ssh_keygen_says(self, file: Path) -> str:
-        listed = keygen("-l", "-E", "sha256", "-f", str(file))
-        return listed.stdout.split()[1]
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_it_is_what_ssh_keygen_prints_for_key_and_certificates(
-        self, kind: str, keys: Path
-    ) -> None:
-        key = keys / kind
-        public = keys / f"{kind}.pub"
-        options = KINDS[kind]
-        if options is None:
-            public.write_text(f"{security_key(kind)} comment\n")
-        else:
-            made = keygen(*options, "-f", str(key), check=False)
-            need(made.returncode == 0, f"this ssh-keygen makes no {kind}: {made.stderr}")
-        expected = self.as_ssh_keygen_says(public)
-        assert fingerprint(public.read_text()) == expected
-        assert fingerprint(" ".join(public.read_text().split()[:2])) == expected
-
-        for authority in ("ed25519-ca", "rsa-ca"):
-            for host in ([], ["-h"]):
-                sign = ["-s", str(keys / authority), "-I", "id", "-n", "ubuntu,alice", "-z", "7"]
-                keygen(*sign, *host, str(public))
-                certificate = keys / f"{kind}-cert.pub"
-                assert "-cert-v01@openssh.com " in certificate.read_text()
-                assert self.as_ssh_keygen_says(certificate) == expected
-                assert fingerprint(certificate.read_text()) == expected
-
-    @pytest.mark.parametrize(
-        "rubbish",
-        [
-            "",
-            "ssh-rsa",
-            "ssh-rsa !!!",
-            "ssh-rsa é",
-            "ssh-ed25519-cert-v01@openssh.com AAAA",
-            "ssh-ed25519-cert-v01@openssh.com " + base64.b64encode(b"\xff" * 40).decode(),
-            "nonsense-cert-v01@openssh.com " + base64.b64encode(bytes(40)).decode(),
-            "-cert-v01@openssh.com AAAAAAAAAAA=",
-        ],
-    )
-    def test_there_is_none_of_what_is_no_key(self, rubbish: str) -> None:
-        assert fingerprint(rubbish) is None
-
-    @thorough
-    @given(
-        st.sampled_from(["ssh-rsa", "ssh-dss-cert-v01@openssh.com", "x-cert-v01@openssh.com", "é"]),
-        st.one_of(st.text(), st.binary().map(lambda blob: base64.b64encode(blob).decode())),
-    )
-    def test_of_any_text_there_is_one_or_none(self, kind: str, text: str) -> None:
-        found = fingerprint(f"{kind} {text}")
-        assert found is None or (found.startswith("SHA256:") and len(found) == 50)
 
 
 BAD_VALUES = [
@@ -597,7 +492,7 @@ use-dualstack: off
             TattleError, match=f"(?s)/etc/tattle.conf, line 7: .*{key}.*{reason}"
         ) as e:
             config.parse(text)
-        assert e.value.status == EX_CONFIG
+        assert e.value.status == os.EX_CONFIG
         assert str(e.value).isprintable()
 
     @pytest.mark.parametrize(
@@ -628,7 +523,7 @@ use-dualstack: off
     def test_a_line_that_makes_no_sense_is_told(self, text: str, line: int, reason: str) -> None:
         with pytest.raises(TattleError, match=f"a.conf, line {line}: .*{reason}") as refusal:
             config.parse(text, "a.conf")
-        assert refusal.value.status == EX_CONFIG
+        assert refusal.value.status == os.EX_CONFIG
 
     def test_there_need_be_no_file(self, tmp_path: Path) -> None:
         assert config.load(str(tmp_path / "tattle.conf")) == config.Config()
@@ -639,7 +534,7 @@ use-dualstack: off
         file.write_bytes(content)
         with pytest.raises(TattleError, match=str(file)) as refusal:
             config.load(str(file))
-        assert refusal.value.status == EX_CONFIG
+        assert refusal.value.status == os.EX_CONFIG
 
     lines = st.one_of(
         st.sampled_from(["[tattle]", "[service sudo]", "[service x]", "source", "fields = tag:é"]),
@@ -652,7 +547,7 @@ use-dualstack: off
     def test_any_text_is_a_configuration_or_refused(self, text: str) -> None:
         told = attempt(config.parse, text)
         if isinstance(told, TattleError):
-            assert told.status == EX_CONFIG
+            assert told.status == os.EX_CONFIG
             assert str(told).startswith("/etc/tattle.conf, line ")
             return
         for one in (told, *told.services.values()):

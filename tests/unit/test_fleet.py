@@ -8,7 +8,7 @@ import random
 import pytest
 
 from bench.fleet import SWEEP_SECONDS, Outcome, every_second, simulate
-from tattle.deliver import FIRST_PAUSE, LONGEST_PAUSE, PATIENCE, backoff
+from tattle.delivery.deliver import FIRST_PAUSE, GIVE_UP_AFTER, LONGEST_PAUSE, backoff
 
 FLEET = 250
 # For so few instances what 400 requests a second, the lowest default quota, are for 10,000.
@@ -46,7 +46,7 @@ class TestAfterAnHourWithoutEventBridge:
 
     def test_what_was_given_up_waits_for_the_next_login(self, hour: Outcome) -> None:
         assert 0 < hour.held < hour.pending * 2
-        assert PATIENCE < 3600
+        assert GIVE_UP_AFTER < 3600
 
     def test_a_tool_that_logs_in_everywhere_at_that_moment_changes_nothing(self) -> None:
         swept = simulate(instances=FLEET, quota=QUOTA, sweep=True)
@@ -64,7 +64,11 @@ class TestAfterAnHourWithoutEventBridge:
     def test_without_backoff_it_would_be_one(self) -> None:
         """The simulation can fail: this is what the assertions above are worth."""
         stubborn = simulate(
-            instances=FLEET, quota=QUOTA, pauses=every_second, patience=float("inf"), outage=600
+            instances=FLEET,
+            quota=QUOTA,
+            pauses=every_second,
+            give_up_after=float("inf"),
+            outage=600,
         )
         recovery = stubborn.scenario.recovery
         assert stubborn.mean(recovery - 60, recovery) > 2 * QUOTA

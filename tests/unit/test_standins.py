@@ -27,12 +27,12 @@ from botocore.credentials import InstanceMetadataProvider
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError, SSLError
 from botocore.utils import InstanceMetadataFetcher
 
-from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, STRACE_LOG, Hook, Instance
 from standins import ROLE_CREDENTIALS
 from standins.ca import EXPIRED, UNTRUSTED, WRONG_HOST, Ca
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import Imds, identity_document, role_credentials
-from support import need, need_root
+from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, STRACE_LOG, Hook, Instance
+from support import ROOT, need, need_root
 
 TOKEN = "X-aws-ec2-metadata-token"
 TOKEN_TTL = "X-aws-ec2-metadata-token-ttl-seconds"
@@ -143,7 +143,7 @@ class TestImds:
             assert ask(imds, IDENTITY)[0] == 401
 
     def test_it_runs_as_a_process_with_the_same_control(self) -> None:
-        script = Path(__file__).with_name("standins") / "imds.py"
+        script = ROOT / "tests" / "standins" / "imds.py"
         with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as one:
             assert one.stdout
             url = one.stdout.readline().strip()
@@ -564,10 +564,11 @@ class TestInstance:
     def test_it_ends_when_the_tests_are_killed(self) -> None:
         need_root(*Instance.TOOLS)
         code = (
-            "import sys, time\nsys.path.insert(0, sys.argv[1])\nfrom instance import Instance\n"
-            "box = Instance().__enter__()\nprint(box.pid, flush=True)\ntime.sleep(60)\n"
+            "import sys, time\nsys.path.insert(0, sys.argv[1])\n"
+            "from standins.instance import Instance\nbox = Instance().__enter__()\n"
+            "print(box.pid, flush=True)\ntime.sleep(60)\n"
         )
-        command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+        command = [sys.executable, "-c", code, str(ROOT / "tests")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tests:
             assert tests.stdout
             first = Path("/proc", tests.stdout.readline().strip())

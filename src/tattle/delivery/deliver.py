@@ -1,8 +1,7 @@
 """The deliverer: empty the spool, oldest first, until EventBridge has all.
 
-A process of its own, started by a hook, which shares nothing with the login but its standard input:
-a file in the spool whose lock says that it is next. It leaves the login, and then waits for the
-lock of the deliverer.
+A process of its own, started by a hook, which shares nothing with the login. It leaves the login
+first, is then next, and then waits for the lock of the deliverer.
 Nothing here forgets a record that EventBridge has not confirmed, unless it is set aside.
 """
 
@@ -15,19 +14,17 @@ import os
 import random
 import re
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tattle.delivery.config import Config, load
 from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.pamd import believed
-from tattle.delivery.watchdog import Heartbeat, take_lock
+from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
 from tattle.errors import TattleError, log
-from tattle.login.hook import lift_limits
+from tattle.login.hook import SIGNALS, lift_limits, reset_timer_slack
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
@@ -53,8 +50,11 @@ BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
+NICE = 10  # what else the machine does comes first
+CPUS = 1024  # more than there are: all
+IONICE = ("/usr/bin/ionice", "--class=best-effort", "--classdata=7")
 CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
-AGAIN = "again"  # the argument of who has begun anew: once is enough
+AGAIN = "again"  # the argument of who has unpacked: if the front door can't use it, so be it
 
 
 def main(arguments: list[str]) -> int:
@@ -67,38 +67,58 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(TattleError):  # it is met again, and kept as the fault
             repair()
             unpack()
-            begin_anew()
+            begin_anew(AGAIN)
     status = os.EX_UNAVAILABLE
     try:
         spool = Spool(arguments[1])
-        take_lock(spool, 0 if stat.S_ISREG(os.fstat(0).st_mode) else None)
-        os.dup2(spool.lock_fd, 0)  # lets go of the lock of who is next
-        os.close(spool.lock_fd)
-        spool.lock_fd = 0
+        if not become_next(spool):
+            os._exit(0)
+        become_deliverer(spool)
         status = 0 if is_given_up(spool) or deliver_until_empty(spool) else os.EX_TEMPFAIL
-    except (OSError, TattleError) as error:
-        log(f"events wait in the spool: {error}")
+    except Exception as error:
+        known = isinstance(error, (OSError, TattleError))
+        log(f"events wait in the spool: {error if known else defect(error)}")
     os._exit(status)  # nothing is left to do; who is next has what has just been accepted
 
 
-def begin_anew() -> NoReturn:
+def begin_anew(*arguments: str) -> NoReturn:
     """Become a fresh process, of the build that is installed and unpacked now."""
     signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlast this
-    os.execve(sys.argv[0], [*sys.argv, AGAIN], {})
+    os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 
 def leave_login() -> None:
-    """Leave what the login could hold: its cgroup, session, folder, limits and priority."""
+    """Leave what the login could hold: its cgroup, session, folder, limits, signals, scheduling."""
     for hierarchy in CGROUPS:
-        with contextlib.suppress(OSError):  # it may not be there, or not ours to write
-            Path(f"/sys/fs/cgroup/{hierarchy}cgroup.procs").write_text("0")
+        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", "0")
+    write("/proc/self/oom_score_adj", "0")
+    reset_timer_slack()
+    for number in SIGNALS:
+        usual = signal.getsignal(number)
+        signal.signal(number, signal.SIG_IGN)  # forgets what was sent to the login
+        signal.signal(number, usual)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     with contextlib.suppress(OSError):
         os.setsid()
     os.chdir("/")
     os.umask(0o077)
     lift_limits()
-    os.nice(10)
+    with contextlib.suppress(OSError):  # a container may forbid some of it
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, range(CPUS))
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+        os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
+
+
+def write(path: str, text: str) -> None:
+    """Write to a file of the kernel's, if it is there and ours to write."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
 
 
 def is_given_up(spool: Spool) -> bool:
@@ -350,6 +370,7 @@ class Deliverer:
 
     def waiting(self) -> list[str]:
         """Return the names of the records to deliver, oldest first."""
+        self.heartbeat.turn()
         found = {name: spool for spool in self.spools for name in spool.waiting()}
         self.spool_of = {**{name: self.spool_of[name] for name in self.unremoved}, **found}
         return sorted(found.keys() - self.stuck)
@@ -357,8 +378,7 @@ class Deliverer:
     def keep_fault(self, error: TattleError, gave_up: bool) -> None:
         """Say what keeps events back: in the log once, however often it is tried."""
         if self.fault is None or str(error) != str(self.fault):
-            if AGAIN not in sys.argv and repair():
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # lets go of the lock
+            if repair():
                 begin_anew()
             log(f"events wait in the spool: {error}")
         self.fault = error

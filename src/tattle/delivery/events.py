@@ -206,8 +206,9 @@ class Publisher:
         except Unanswered:
             raise
         except TattleError as error:
-            if error.status not in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL):
-                raise
+            again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
+            if not again or isinstance(error.__cause__, aws.NoCredentialsError):
+                raise  # IMDS has been asked several times
             time.sleep(SECOND_TRY_SECONDS)
             (result,) = self.publish([entry])
         if result.error:
@@ -317,7 +318,9 @@ def _status(code: str, http: int) -> int:
 def _advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
     if code.startswith(CLOCK_FAULT):
-        return "set the clock: chronyc makestep; else attach the instance profile again"
+        return "set the clock: sudo chronyc makestep; else attach the instance profile again"
+    if "Throttl" in code or http == 429:
+        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
@@ -347,21 +350,15 @@ def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
         raise TattleError(message, _status(code, http), _advice(code, http)) from error
     except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
         # A profile with credential_source has a fetcher of botocore's, of which ours knows nothing.
-        ours = metadata if metadata and isinstance(e, aws.NoCredentialsError) else None
+        of_role = isinstance(e, aws.NoCredentialsError)
+        ours = metadata if metadata and (of_role or metadata.failed()) else None
         fault = ours.fault() if ours else str(e)
         status = os.EX_NOPERM if ours and ours.reachable() else os.EX_UNAVAILABLE
-        raise TattleError(f"no credentials: {fault}", status, _role_advice(fault, ours)) from e
+        raise TattleError(
+            f"no credentials: {fault}", status, ours.advice() if ours else FIX_FILES
+        ) from e
     except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
         fault = f"EventBridge can't be reached: {error}"
         raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except aws.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
-
-
-def _role_advice(fault: str, metadata: Metadata | None) -> str:
-    """Return what to do where there are no credentials."""
-    if "AssumeRole" in fault:
-        return "the role's trust policy must let ec2.amazonaws.com assume it"
-    if metadata is None:
-        return FIX_FILES
-    return "attach an instance profile with a role: tattle recipe iam-role.yaml"

@@ -26,7 +26,20 @@ IDENTITY = "latest/dynamic/instance-identity/document"
 TAG = "latest/meta-data/tags/instance/"
 PARTITION = "latest/meta-data/services/partition"
 DOMAIN = "latest/meta-data/services/domain"
+ROLES = "latest/meta-data/iam/security-credentials/"
 
+ELSEWHERE = "not on EC2: set `resource` and `region` in /etc/tattle.conf"
+OPTIONS = "aws ec2 modify-instance-metadata-options --instance-id INSTANCE"
+ENABLE = f"{OPTIONS} --http-endpoint enabled; {ELSEWHERE}"
+# The token's packets may not be forwarded, unless the limit is raised.
+HOP_LIMIT = f"in a container: {OPTIONS} --http-put-response-hop-limit 2; {ELSEWHERE}"
+ATTACH = (
+    "attach an instance profile: aws ec2 associate-iam-instance-profile --instance-id INSTANCE"
+    " --iam-instance-profile Name=PROFILE"
+)
+REATTACH = "detach the instance profile from the instance, and attach it again"
+TRUST = "the role's trust policy must let ec2.amazonaws.com assume it: tattle recipe iam-role.yaml"
+FAULTY = "try again; if it stays so, look at what answers at that address"
 
 # The document's fields that must be there, and how they look
 NEEDED = {
@@ -71,47 +84,63 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
 
     def fault(self) -> str:
         """Say what the last request came to, for a person."""
-        told = "is disabled by AWS_EC2_METADATA_DISABLED" if self._disabled else self._session.seen
-        return f"IMDS at {self.get_base_url()} {told}"
+        disabled = "is disabled by AWS_EC2_METADATA_DISABLED"
+        return f"IMDS at {self.get_base_url()} {disabled if self._disabled else self._session.seen}"
+
+    def advice(self) -> str:
+        """Say what to do about it."""
+        return "unset AWS_EC2_METADATA_DISABLED" if self._disabled else str(self._session.advice)
+
+    def error(self, more: str = "") -> TattleError:
+        """Return the error for what the last request came to."""
+        return TattleError(self.fault() + more, os.EX_UNAVAILABLE, self.advice())
 
     def reachable(self) -> bool:
         """Tell whether the last request got an answer that was not a fault of IMDS itself."""
         return self._session.status in (200, 404)
+
+    def failed(self) -> bool:
+        """Tell whether the last request was made, and got no such answer."""
+        return bool(self._session.advice) and not self.reachable()
 
     def get(self, path: str) -> str | None:
         """Return the text at a path, or None if there is none. Raises TattleError."""
         try:
             response = self._get_request(path, _is_fault, self._fetch_metadata_token())
         except (BotoCoreError, ValueError, *BOTOCORE_GIVES_UP) as error:
-            raise TattleError(self.fault(), os.EX_UNAVAILABLE) from error
+            raise self.error() from error
         return None if response.status_code == 404 else cast(str, response.text)
 
     def identity(self) -> IdentityDocument:
         """Return the instance's identity document. Raises TattleError."""
         text = self.get(IDENTITY)
         if text is None:
-            raise TattleError(self.fault(), os.EX_UNAVAILABLE)
+            raise self.error()
+        self._session.advice = FAULTY
         try:
             document = json.loads(text)
-            missing = [name for name, form in NEEDED.items() if not _is(form, document.get(name))]
+            missing = [name for name in NEEDED if not document.get(name)]
         except (ValueError, AttributeError):
-            raise TattleError(
-                f"{self.fault()} with no identity document", os.EX_UNAVAILABLE
-            ) from None
+            raise self.error(" with no identity document") from None
         if missing:
-            fault = f"{self.fault()} with an identity document without {', '.join(missing)}"
-            raise TattleError(fault, os.EX_UNAVAILABLE)
+            raise self.error(f" with an identity document without {', '.join(missing)}")
+        malformed = [name for name, form in NEEDED.items() if not _is(form, document[name])]
+        if malformed:
+            raise self.error(f" with an identity document whose {malformed[0]} is malformed")
         return cast(IdentityDocument, document)
 
     def _get_credentials(self, role_name: str, token: str | None = None) -> Any:
         credentials = super()._get_credentials(role_name, token)
-        told = "malformed ones"
+        given, advice = "malformed ones", REATTACH
         if isinstance(credentials, dict):
-            if credentials.get("Code", "Success") != "Success":
-                told = f"none: {credentials['Code']}: {credentials.get('Message')}"
+            code = credentials.get("Code", "Success")
+            if code != "Success":
+                given = f"none: {code}: {credentials.get('Message')}"
+                advice = TRUST if "AssumeRole" in str(code) else REATTACH
             elif self._are_whole(credentials):
                 return credentials
-        self._session.seen = f"asked for the credentials of the role {role_name} gives {told}"
+        self._session.seen = f"asked for the credentials of the role {role_name} gives {given}"
+        self._session.advice = advice
         return {}
 
     def _are_whole(self, credentials: dict[str, object]) -> bool:
@@ -127,12 +156,13 @@ class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
 
 
 class _Witness:
-    """An HTTP session that remembers what the last request came to."""
+    """An HTTP session that remembers what the last request came to, and what to do about it."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self.status = 0
         self.seen = "was not asked"
+        self.advice = ""
 
     def send(self, request: Any) -> Any:
         self.status = 0
@@ -140,15 +170,20 @@ class _Witness:
             response = self._session.send(request)
         except (ConnectTimeoutError, ReadTimeoutError):
             self.seen = "does not answer (not on EC2? hop limit too small for a container?)"
+            self.advice = HOP_LIMIT
             raise
         except BotoCoreError:
-            self.seen = "can't be reached (not on EC2?)"
+            self.seen, self.advice = "can't be reached (not on EC2?)", ENABLE
             raise
         self.status = response.status_code
         path = request.url.partition("/latest/")[2]
         self.seen = f"answers {self.status} to {request.method} {path}"
+        self.advice = FAULTY
         if self.status == 403:
             self.seen += " (is the instance metadata service enabled?)"
+            self.advice = ENABLE
+        elif self.status == 404:
+            self.advice = ATTACH if request.url.endswith(ROLES) else ELSEWHERE
         return response
 
 

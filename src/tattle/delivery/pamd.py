@@ -1,4 +1,7 @@
-"""PAM's configuration, pam.d(5): what a service's stack runs, and whether users have a say."""
+"""PAM's configuration, pam.d(5): what a service's stack runs, and whether users have a say.
+
+It is read as libpam reads it: _pam_parse_conf_file() and _pam_dispatch() in Linux-PAM's libpam.
+"""
 
 from __future__ import annotations
 
@@ -8,114 +11,114 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from tattle.delivery.fields import age
-from tattle.errors import TattleError
 from tattle.login.pam import Session
-from tattle.trust import trusted
 
 OFF = re.compile(r"[+-]?0*(\D|$)")  # user_readenv= as pam_env reads it: atoi(3)
 FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")  # the second is the vendor's
-# What the dynamic loader, the C library and Python read before our first line, and would obey:
-# ld.so(8), glibc's sysdeps/generic/unsecvars.h, CPython's Modules/getpath.py. A mend with pam_env
-# has to unset all of it, as README's does.
-UNSECURE = frozenset(
-    """
-    LD_ASSUME_KERNEL LD_AUDIT LD_BIND_NOT LD_BIND_NOW LD_DEBUG LD_DEBUG_OUTPUT LD_DYNAMIC_WEAK
-    LD_HWCAP_MASK LD_LIBRARY_PATH LD_ORIGIN_PATH LD_PREFER_MAP_32BIT_EXEC LD_PRELOAD LD_PROFILE
-    LD_PROFILE_OUTPUT LD_SHOW_AUXV LD_TRACE_LOADED_OBJECTS LD_TRACE_PRELINKING LD_USE_LOAD_BIAS
-    LD_VERBOSE LD_WARN GLIBC_TUNABLES MALLOC_ARENA_MAX MALLOC_ARENA_TEST MALLOC_CHECK_
-    MALLOC_MMAP_MAX_ MALLOC_MMAP_THRESHOLD_ MALLOC_PERTURB_ MALLOC_TOP_PAD_ MALLOC_TRACE
-    MALLOC_TRIM_THRESHOLD_ GCONV_PATH GETCONF_DIR HOSTALIASES LOCALDOMAIN LOCPATH NIS_PATH NLSPATH
-    RESOLV_HOST_CONF RES_OPTIONS TMPDIR TZ TZDIR PYTHONEXECUTABLE __PYVENV_LAUNCHER__
-    """.split()  # noqa: SIM905
-)
+KINDS = ("auth", "account", "session", "password")
 
 
 class Line(NamedTuple):
-    """A line of a stack, with the file and where it stands there; `kind` is session, …"""
+    """A line of a stack. A `substack` line is followed by the lines that it brings in."""
 
     file: str
-    number: int  # its first line
-    last: int  # after backslashes
-    kind: str
+    number: int  # its first line in the file
+    last: int  # and its last one, after backslashes
+    kind: str  # session, …
+    control: str
     module: str
     arguments: list[str]
+    level: int  # of substacks that it lies in
 
 
 class Stack:
     """A service's stack: its lines in order, included ones too, and every file that it names."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, root: str = "") -> None:
+        """Read the stack from the files below a root folder. Raises OSError."""
+        self.root = root
         self.lines: list[Line] = []
         self.files: list[str] = []
-        self._read(service, "", ())
+        self._read(service, "", 0, ())
+        for kind in KINDS:  # where a service says nothing, the service `other` does
+            if not any(line.kind == kind for line in self.lines):
+                self._read("other", kind, 0, ())
 
-    def hooks(self) -> list[tuple[int, Line, str]]:
-        """Return where tattle is run: the place in the stack, the line, the path."""
+    def hooks(self) -> list[tuple[Line, str]]:
+        """Return the lines that run tattle, each with its path."""
         found = []
-        for place, line in enumerate(self.lines):
+        for line in self.lines:
             path = next((word for word in line.arguments if word.startswith("/")), "")
             if line.module == "pam_exec.so" and "tattle" in os.path.basename(path):
-                found.append((place, line, path))
+                found.append((line, path))
         return found
 
-    def openings(self) -> list[tuple[int, Line]]:
+    def user_readenv(self) -> list[Line]:
         """Return the lines that let a user's ~/.pam_environment into the PAM environment."""
         found = []
-        for place, line in enumerate(self.lines):
+        for line in self.lines:
             values = [word[13:] for word in line.arguments if word.startswith("user_readenv=")]
             if line.module == "pam_env.so" and values and not OFF.match(values[-1]):
-                found.append((place, line))
+                found.append(line)
         return found
 
-    def unset_before_hook(self) -> bool:
-        """Tell whether pam_env unsets all of UNSECURE, behind every opening and before the hook."""
-        last = max((place for place, _ in self.openings()), default=-1)
-        first = min((place for place, _, _ in self.hooks()), default=0)
-        for line in self.lines[last + 1 : first]:
-            for word in line.arguments:
-                if line.module == "pam_env.so" and word.startswith("conffile="):
-                    try:
-                        text = Path(trusted(word[9:])).read_text(errors="replace")
-                    except (OSError, TattleError):
-                        continue
-                    lines = re.findall(r"^(\w+)[ \t]+DEFAULT=(\S*)(.*)$", text, re.MULTILINE)
-                    unset = {name: not value and "OVERRIDE=" in rest for name, value, rest in lines}
-                    if all(unset.get(name) for name in UNSECURE):
-                        return True
-        return False
+    def skipping(self, hook: Line) -> Line | None:
+        """Return a line that can keep a later one from being run although the session opens.
 
-    def _read(self, name: str, kind: str, above: tuple[str, ...]) -> None:
-        """Add what libpam would: _pam_parse_conf_file() and _pam_assemble_line()."""
+        It jumps over it, or ends the stack, a substack maybe, with success.
+        """
+        lines = [line for line in self.lines if line.kind == hook.kind]
+        place = lines.index(hook)
+        for start, line in enumerate(lines[:place], 1):
+            reach = lines[start : place + 1]
+            if any(other.level < line.level for other in reach):
+                continue  # what happens in a substack stays in it
+            actions = re.findall(r"=\s*(\w+)", line.control)
+            jump = max((int(action) for action in actions if action.isdecimal()), default=0)
+            steps = sum(other.level == line.level for other in reach)
+            if line.control.lower() == "sufficient" or "done" in actions or 0 < steps <= jump:
+                return line
+        return None
+
+    def _read(self, name: str, kind: str, level: int, above: tuple[str, ...]) -> None:
+        """Add the lines of a file: of one kind, or of all where that is empty."""
         places = [name] if name.startswith("/") else [f"{folder}/{name}" for folder in FOLDERS]
-        file = next((place for place in places if os.path.exists(place)), "")
+        file = next((place for place in places if os.path.exists(self.root + place)), "")
         self.files += [place for place in places if place not in self.files]
         if not file or file in above:
             return
-        words, begun = "", 0
-        for number, text in enumerate(Path(file).read_text(errors="replace").split("\n"), 1):
-            begun = number if not words else begun
-            words += text.partition("#")[0].rstrip()
+        above = (*above, file)
+        text = Path(self.root + file).read_text(errors="replace")
+        words, first = "", 0
+        for number, part in enumerate(text.split("\n"), 1):
+            first = number if not words else first
+            words += part.partition("#")[0].rstrip()
             if words.endswith("\\"):
                 words = words[:-1] + " "
                 continue
             entry, words = words.strip(), ""
-            include = re.match(r"@include\s+(\S+)", entry)
+            include = re.match(r"@include\s+(\S+)", entry)  # Debian's
             line = re.match(r"-?(\w+)\s+(\[.*?\]|\S+)\s+(\S+)(.*)", entry)
             if include:
-                self._read(include[1], kind, (*above, file))
+                self._read(include[1], kind, level, above)
             elif line and kind in ("", line[1].lower()):
-                if line[2].lower() in ("include", "substack"):
-                    self._read(line[3], line[1].lower(), (*above, file))
+                arguments = [a or b for a, b in re.findall(r"\[(.*?)\]|(\S+)", line[4])]
+                of, control = line[1].lower(), line[2]
+                module = os.path.basename(line[3])
+                found = Line(file, first, number, of, control, module, arguments, level)
+                if control.lower() == "include":
+                    self._read(line[3], of, level, above)
+                elif control.lower() == "substack":
+                    self.lines.append(found._replace(module=""))
+                    self._read(line[3], of, level + 1, above)
                 else:
-                    arguments = [a or b for a, b in re.findall(r"\[(.*?)\]|(\S+)", line[4])]
-                    module = os.path.basename(line[3])
-                    self.lines.append(Line(file, begun, number, line[1].lower(), module, arguments))
+                    self.lines.append(found)
 
 
 def believed(session: Session) -> bool:
     """Tell whether what sshd said of a session's connection can't have been put there by its user.
 
-    What let users in may have been mended since; so nothing of the stack may have changed since the
+    What let users in may have been fixed since; so nothing of the stack may have changed since the
     session's process started. In doubt it is not believed.
     """
     try:
@@ -134,8 +137,9 @@ def believed(session: Session) -> bool:
         return False
 
 
-def services() -> list[str]:
+def services(root: str = "") -> list[str]:
     """Return the names of the services whose stacks run tattle."""
-    names = {name for folder in FOLDERS if os.path.isdir(folder) for name in os.listdir(folder)}
+    folders = [root + folder for folder in FOLDERS if os.path.isdir(root + folder)]
+    names = {name for folder in folders for name in os.listdir(folder)}
     plain = [name for name in names if re.fullmatch(r"[\w-]+", name)]  # not sshd~, sshd.dpkg-old
-    return sorted(name for name in plain if Stack(name).hooks())
+    return sorted(name for name in plain if Stack(name, root).hooks())

@@ -13,14 +13,18 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from tattle.errors import TattleError, log
-from tattle.login.spool import DELIVERER, Spool
+from tattle.login.spool import DELIVERER, NEXT, Spool
 
 BEAT_SECONDS = 1.0  # between two signs of life
 # More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
-DEAD_AFTER = 60.0
+DEAD_AFTER = {DELIVERER: 60.0, NEXT: 5.0}
+# Without a turn of the main loop, nor a call under way, until there is no beat either. A turn
+# may have to look through a large spool on a slow disk.
+TURN_SECONDS = 30.0
 POLL_SECONDS = 0.1  # between two looks of who is next
 END_SECONDS = 5.0  # for a killed process to be gone
 
@@ -35,6 +39,7 @@ class Heartbeat:
     def __init__(self, spools: list[Spool]) -> None:
         self.spools = spools
         self._deadline = math.inf
+        self._turned = time.monotonic()
 
     def __enter__(self) -> Heartbeat:
         self.beat()
@@ -44,6 +49,10 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def turn(self) -> None:
+        """Note that the main loop goes on: a process that only beats is not alive."""
+        self._turned = time.monotonic()
 
     def beat(self) -> None:
         """Show a sign of life."""
@@ -63,73 +72,110 @@ class Heartbeat:
                 yield
             finally:
                 self._deadline = math.inf
+                self.turn()
         except TimeUp:
             raise error from None
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
-        self.beat()
-        if time.monotonic() > self._deadline:
+        now = time.monotonic()
+        if self._deadline < math.inf or now - self._turned < TURN_SECONDS:
+            self.beat()
+        if now > self._deadline:
             raise TimeUp  # with each beat, until at_most() has it: a destructor may swallow one
 
 
-def take_lock(spool: Spool, own_sign: int | None = None) -> None:
-    """Wait until the spool's deliverer is gone, or end it if it shows no sign of life.
-
-    own_sign: the descriptor of a file whose time of modification is our own sign of life.
-    """
-    sign, since, beaten = 0, time.monotonic(), 0.0
-    while not spool.lock():
-        now = time.monotonic()
-        if own_sign is not None and now - beaten > BEAT_SECONDS:
-            os.utime(own_sign)
-            beaten = now
-        latest = os.stat(DELIVERER, dir_fd=spool.fd, follow_symlinks=False).st_mtime_ns
-        if latest != sign:
-            sign, since = latest, now
-        elif now - since > DEAD_AFTER:
-            # A process that is not ours is left alone, and told of only once.
-            since = now if end_holders(spool) else math.inf
+def become_next(spool: Spool) -> bool:
+    """Be who waits to be the next deliverer; False if somebody is who shows a sign of life."""
+    watch = Watch(spool, NEXT)
+    while not watch.take_over():
+        if watch.signs > 1:
+            return False
         time.sleep(POLL_SECONDS)
+    os.utime(spool.lock_fd)
+    return True
 
 
-def end_holders(spool: Spool) -> bool:
-    """End who holds the spool's lock and log it; False if that is no deliverer of ours."""
+def become_deliverer(spool: Spool) -> None:
+    """Wait until the deliverer is gone, or end it if it shows no sign of life; show our own."""
+    next_fd = spool.lock_fd
+    watch, beaten = Watch(spool, DELIVERER), time.monotonic()
+    while not watch.take_over():
+        if time.monotonic() - beaten > BEAT_SECONDS:
+            os.utime(next_fd)
+            beaten = time.monotonic()
+        time.sleep(POLL_SECONDS)
+    os.close(next_fd)
+
+
+class Watch:
+    """Watches who holds a lock, for as long as we want it."""
+
+    def __init__(self, spool: Spool, name: str) -> None:
+        self.spool, self.name = spool, name
+        self.signs = 0  # of life, seen so far; the first may be old
+        self._last_sign = 0
+        self._since = time.monotonic()
+
+    def take_over(self) -> bool:
+        """Get the lock, if it is free or its holder has shown no sign of life for too long."""
+        if self.spool.lock(self.name):
+            return True
+        sign = os.stat(self.name, dir_fd=self.spool.fd, follow_symlinks=False).st_mtime_ns
+        now = time.monotonic()
+        if sign != self._last_sign:
+            self._last_sign, self._since = sign, now
+            self.signs += 1
+        elif now - self._since > DEAD_AFTER[self.name]:
+            # A process that is not ours is left alone, and told of only once.
+            self._since = now if end_holders(self.spool, self.name) else math.inf
+        return False
+
+
+def end_holders(spool: Spool, name: str) -> bool:
+    """End who holds that lock and log it; False if that is no deliverer of ours."""
     ended = True
-    for pid in holders(spool):
+    for pid in holders(spool, name):
         with contextlib.suppress(OSError):  # it has ended
             process = os.pidfd_open(pid)
             try:
                 # With the process held by its descriptor, the id can't become another's.
-                if pid in holders(spool):
-                    ended = _end(pid, process, spool) and ended
+                if pid in holders(spool, name):
+                    ended = _end(pid, process, spool, name) and ended
             finally:
                 os.close(process)
     return ended
 
 
-def holders(spool: Spool) -> list[int]:
-    """Return the ids of the processes through which the spool is locked: proc(5), fdinfo."""
-    locked = os.stat(DELIVERER, dir_fd=spool.fd, follow_symlinks=False)
+def holders(spool: Spool, name: str) -> list[int]:
+    """Return the ids of the processes that hold that lock: proc(5), fdinfo.
+
+    By the path, so that no file system of a user's is asked for anything.
+    """
+    path = f"{os.path.realpath(spool.path)}/{name}"
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                status = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (status.st_dev, status.st_ino) == (locked.st_dev, locked.st_ino):
-                    with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
-                        if b"FLOCK" in file.read():
-                            found.append(int(pid))
+        try:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue  # it has ended
+        for fd in descriptors:
+            with contextlib.suppress(OSError):  # closed, or not ours to look at
+                info = Path(f"/proc/{pid}/fdinfo/{fd}")
+                opened = os.readlink(f"/proc/{pid}/fd/{fd}")
+                if opened == path and b"FLOCK" in info.read_bytes():
+                    found.append(int(pid))
     return found
 
 
-def _end(pid: int, process: int, spool: Spool) -> bool:
+def _end(pid: int, process: int, spool: Spool, name: str) -> bool:
     """End the process if it is a deliverer of this spool; tell whether it is one."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         command = file.read().split(b"\0")
     if not {b"deliver", spool.path.encode()} <= {*command}:
         log(f"process {pid}, which is not tattle, holds the lock of {spool.path}: events wait")
         return False
-    log(f"no sign of life from process {pid} for {DEAD_AFTER:.0f} s: ending it and taking over")
+    seconds = DEAD_AFTER[name]
+    log(f"no sign of life from process {pid} for {seconds:.0f} s: ending it and taking over")
     signal.pidfd_send_signal(process, signal.SIGKILL)
     select.select([process], [], [], END_SECONDS)
     return True

@@ -9,12 +9,13 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
-from tattle.login.spool import EMERGENCY_PATH, NEXT, PATH, REJECTED, Spool
+from tattle.login.spool import EMERGENCY_PATH, NEXT, NEXT_SILENT_SECONDS, PATH, REJECTED, Spool
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
 WAIT_SECONDS = 5.0  # for --wait without a number
 LONGEST_WAIT_SECONDS = 600.0
+TIMER_SLACK_NS = b"50000"  # the kernel's own
 POLL_SECONDS = 0.005  # between two looks while --wait waits
 LIMITS = (b"Max cpu time ", b"Max file size ", b"Max data size ", b"Max address space ")
 # All signals but SIGKILL and SIGSTOP, and glibc's own two
@@ -23,22 +24,31 @@ SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
 
 def main(arguments: "list[str]") -> int:
     """Accept the event, start a deliverer, and end the process: the login goes on."""
+    status = posix.EX_SOFTWARE
     try:
         status = run(arguments)
     except Exception as error:
-        from tattle.errors import TattleError, log, one_line
-
-        known = isinstance(error, TattleError)
-        message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
-        log(message)
-        # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
-        advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
         try:
-            posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
-        except OSError:
-            pass
-        status = error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
+            status = tell(error)
+        except Exception:
+            pass  # nothing can be opened, not even the log: pam_exec logs the status
     posix._exit(status)  # the interpreter's own end takes a millisecond
+
+
+def tell(error: Exception) -> int:
+    """Log what went wrong; return the exit status."""
+    from tattle.errors import TattleError, log, one_line
+
+    known = isinstance(error, TattleError)
+    message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
+    log(message)
+    # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
+    advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
+    try:
+        posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
+    except OSError:
+        pass
+    return error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
 
 
 def run(arguments: "list[str]") -> int:
@@ -169,32 +179,36 @@ def lift_limits() -> None:
 def start_deliverer(spool: Spool) -> None:
     """See to it that somebody delivers after us, and takes over who fails. Raises OSError.
 
-    A new process gets the lock of who delivers next as its standard input, and nothing else of the
-    login's. It leaves the login before it asks for the deliverer's own lock: until then the user
-    can stop it. Where there is such a process already, there is nothing to do.
+    A new process gets nothing of the login's. It takes a lock only after it has left the login:
+    until then the user can stop it, and it must hold up nobody. Where a process that is next shows
+    signs of life, there is nothing to do.
     """
-    if not spool.lock(NEXT):
+    if spool.is_locked(NEXT) and spool.silent_for(NEXT) < NEXT_SILENT_SECONDS:
         return
     if limited():
         lift_limits()
     archive = sys.argv[0]
-    pid = posix.posix_spawn(
+    posix.posix_spawn(
         archive,
         [archive, "deliver", spool.path],
         {},
         file_actions=[
-            (posix.POSIX_SPAWN_DUP2, spool.lock_fd, 0),
-            (posix.POSIX_SPAWN_OPEN, 1, "/dev/null", posix.O_RDWR, 0),
-            (posix.POSIX_SPAWN_DUP2, 1, 2),
+            (posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDWR, 0),
+            (posix.POSIX_SPAWN_DUP2, 0, 1),
+            (posix.POSIX_SPAWN_DUP2, 0, 2),
         ],
-        setsigmask=[],
+        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals: deaf until it has left
         setsigdef=SIGNALS,
     )
+
+
+def reset_timer_slack() -> None:
+    """Sleep as long as is said: a caller's timer slack, which su hands on, can be years."""
     try:
-        posix.pwrite(spool.lock_fd, b"%-10d" % pid, 0)
+        with open("/proc/self/timerslack_ns", "wb", 0) as file:
+            file.write(TIMER_SLACK_NS)
     except OSError:
-        pass  # a full disk: its signs of life say enough
-    spool.unlock()  # it is the new process's alone, even while --wait waits
+        pass  # a kernel without it
 
 
 def seconds_to_wait(arguments: "list[str]") -> float:
@@ -218,6 +232,7 @@ def seconds_to_wait(arguments: "list[str]") -> float:
 
 def wait_for_delivery(spool: Spool, name: str, seconds: float) -> int:
     """Wait until EventBridge has the event or the time is up; return the exit status."""
+    reset_timer_slack()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not spool.holds(name):

@@ -19,8 +19,8 @@ TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-NEXT = ".next"  # the same, of who is to be the next deliverer; holds its process id
-NEXT_SILENT_SECONDS = 3.0  # without a sign of life of the next one until there is another
+NEXT = ".next"  # the same, of who waits to be the next deliverer
+NEXT_SILENT_SECONDS = 3.0  # without a sign of life until hooks no longer rely on who is next
 FAULT = ".fault"  # what keeps events back
 FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
@@ -70,7 +70,7 @@ class Spool:
 
     def accept(self, record: bytes) -> str:
         """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
-        self._check_room()
+        self.check_room()
         name = f"{time.time_ns():020d}-{posix.getpid()}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
         file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
@@ -95,7 +95,7 @@ class Spool:
             log(f"can't be sure that an event is on disk: {error}")
         return name
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
         """Raise OSError rather than fill what others need. At no cost that grows with the spool."""
         if self.path == EMERGENCY_PATH:
             if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
@@ -116,40 +116,33 @@ class Spool:
 
         `lock_fd` is then the descriptor that holds the lock.
         """
+        self.lock_fd = self._flock(name, shared=False)
+        return self.lock_fd >= 0
+
+    def is_locked(self, name: str) -> bool:
+        """Tell whether somebody holds that lock. Raises OSError."""
+        fd = self._flock(name, shared=True)  # so that those who ask don't see one another
+        if fd >= 0:
+            posix.close(fd)
+        return fd < 0
+
+    def _flock(self, name: str, shared: bool) -> int:
+        """Return a descriptor that holds the lock, or -1."""
         import fcntl  # a file of its own on some distributions: not before the event is accepted
 
         flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW
         fd = posix.open(name, flags, 0o600, dir_fd=self.fd)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            stuck = name == NEXT and self._is_stuck(fd)
             posix.close(fd)
-            if not stuck:
-                return False
-            # Whatever becomes of it, a second one does no harm: they get the deliverer's lock one
-            # after the other.
-            try:
-                posix.unlink(name, dir_fd=self.fd)
-            except FileNotFoundError:
-                pass  # another hook was quicker
-            return self.lock(name)
-        posix.utime(fd)
-        self.lock_fd = fd
-        return True
+            return -1
+        return fd
 
-    def _is_stuck(self, fd: int) -> bool:
-        """Tell whether who is next can't be relied on. Its user can stop it at its very start,
-        before it has left the login."""
-        silent = time.time() - posix.fstat(fd).st_mtime
-        if not 0 <= silent < NEXT_SILENT_SECONDS:
-            return True
-        try:
-            with open(f"/proc/{int(posix.pread(fd, 10, 0))}/stat", "rb", 0) as file:
-                state = file.read().rpartition(b")")[2][:2]  # proc(5)
-        except (OSError, ValueError):
-            return False  # it is being started
-        return state in (b" T", b" t")
+    def silent_for(self, name: str) -> float:
+        """Return the seconds since the last sign of life of who holds that lock."""
+        sign = posix.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        return abs(time.time() - sign)
 
     def unlock(self) -> None:
         """Let another be that."""

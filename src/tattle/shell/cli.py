@@ -1,4 +1,4 @@
-"""The command line: the smoke test, `tattle flush`, `tattle check`."""
+"""The command line: the smoke test, `tattle flush`, `tattle check`, `tattle recipe`."""
 
 from __future__ import annotations
 
@@ -9,43 +9,75 @@ import os
 import sys
 import threading
 import time
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tattle import __version__
-from tattle.errors import TattleError, one_line
+from tattle.errors import TattleError, one_line, runnable
 from tattle.unpack import repair, unpack
 
-# What --debug lets speak: botocore's other loggers print credentials and tokens.
-TELLING = (
+if TYPE_CHECKING:
+    from tattle.delivery.events import Entry
+
+# What --debug shows: botocore's other loggers print credentials and tokens.
+LOGGERS = (
     "urllib3.connectionpool",
     "botocore.configprovider",
     "botocore.regions",
     "botocore.retries",
 )
-PATIENCE = 8.0  # seconds that the smoke test takes at most, whatever hangs
+SMOKE_TEST_SECONDS = 8.0  # that the smoke test takes at most, whatever hangs
 TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
+NO_ID = "00000000-0000-0000-0000-000000000000"  # EventBridge gives each event its own
+NO_ACCOUNT = "000000000000"  # where `resource` is set, and is no ARN
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
-    options = parser().parse_args(arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us: >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        try:
+            status = run(arguments)
+        except SystemExit as end:  # argparse's, after --help for one
+            status = int(end.code or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = os.EX_IOERR
+    return status
+
+
+def run(arguments: list[str] | None) -> int:
+    """Do as main() says; raises BrokenPipeError."""
+    grammar = parser()
+    options = grammar.parse_args(arguments)
+    if options.dry_run and options.command is not smoke_test:
+        grammar.error("--dry-run goes with the smoke test alone, and with no command")
     if options.debug:
         logging.basicConfig(format="%(name)s: %(message)s")
-        for name in TELLING:
+        for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.DEBUG)
     try:
         return int(attempt(options))
     except TattleError as error:
-        print(f"tattle: {one_line(str(error))}", file=sys.stderr)
+        complain(error)
         return error.status
-    except KeyboardInterrupt:
-        return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if options.debug:
             raise
-        fault = one_line(f"{type(error).__name__}: {error}")
-        print(f"tattle: a defect of tattle's: {fault} (--debug says more)", file=sys.stderr)
+        fault = f"a defect: {type(error).__name__}: {error}"
+        advice = "please report it, with the output of: tattle --debug"
+        complain(TattleError(fault, os.EX_SOFTWARE, advice))
         return os.EX_SOFTWARE
+
+
+def complain(error: TattleError) -> None:
+    """Say what is wrong, and what to do about it, in one line."""
+    advice = f" → {one_line(runnable(error.advice))}" if error.advice else ""
+    print(f"tattle: {one_line(str(error))}{advice}", file=sys.stderr, flush=True)
 
 
 def attempt(options: argparse.Namespace) -> Any:
@@ -72,24 +104,55 @@ def parser() -> Parser:
         epilog="Exit status, as in sysexits(3): 64 wrong usage, 69 IMDS or EventBridge unreachable,"
         " 75 try again later, 77 no role or not allowed, 78 configuration."
         " Files: /etc/tattle.conf, /var/spool/tattle, root's ~/.aws/config."
-        " PAM runs it by the line: session optional pam_exec.so /usr/local/bin/tattle",
+        " PAM runs it by the line: session optional pam_exec.so /usr/local/bin/tattle"
+        " [--wait[=SECONDS]]. With --wait the login waits until EventBridge has the event, 5 s at"
+        " most or as many seconds as are given.",
     )
-    top.add_argument("--version", action="version", version=f"tattle {__version__}")
+    top.add_argument("--version", action=Version, help="say which build of it this is")
     top.add_argument("--debug", action="store_true", help="say what happens on the way")
-    top.add_argument("--dry-run", action="store_true", help="print the event, send nothing")
+    top.add_argument(
+        "--dry-run", action="store_true", help="print the smoke test's event, send nothing"
+    )
     top.set_defaults(command=smoke_test)
     commands = top.add_subparsers(title="commands", metavar="[COMMAND]")
     flushing = commands.add_parser("flush", help="send what waits in the spool")
     flushing.set_defaults(command=flush)
-    checking = commands.add_parser("check", help="find what keeps events from arriving")
+    checking = commands.add_parser(
+        "check",
+        help="find what keeps events from arriving",
+        epilog="Exit status: 0 all is well, 1 something is wrong, 2 there are only warnings.",
+    )
     checking.add_argument("--send", action="store_true", help="publish an event, too")
     checking.add_argument("--json", action="store_true", help="for machines")
     checking.set_defaults(command=check)
+    recipes = commands.add_parser("recipe", help="list the recipes, or print one")
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="the recipe to print")
+    recipes.set_defaults(command=recipe)
     return top
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with the exit status of sysexits(3)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(os.EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class Version(argparse.Action):
+    """Prints the version, for which botocore is imported."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tattle.shell.version import version
+
+        print(version())
+        parser.exit()
+
+
 def smoke_test(options: argparse.Namespace) -> int:
-    """Publish the session event that the caller's environment tells of."""
+    """Publish the session event that the caller's environment describes."""
     from tattle.login.pam import parse
 
     variables = b"\0".join(
@@ -102,36 +165,50 @@ def smoke_test(options: argparse.Namespace) -> int:
     from tattle.delivery.events import Publisher
 
     waiting_for = "IMDS"
-    watchdog = threading.Timer(PATIENCE, lambda: give_up(waiting_for))
+    watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
     watchdog.daemon = True
     watchdog.start()
     publisher = Publisher(load(), TIMEOUT)
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
-        print(json.dumps({**entry, "Time": entry["Time"].isoformat()}, indent=2))
+        account = publisher.document.get("accountId", NO_ACCOUNT)
+        print(json.dumps(as_delivered(entry, publisher.region, account), indent=2))
         return 0
     url = publisher.client.meta.endpoint_url
     waiting_for = f"EventBridge at {url}; the event may have arrived"
     event_id = publisher.send(entry)
     watchdog.cancel()
-    user = one_line(session.pam["PAM_USER"])
-    print(f"sent: session {session.state} for {user}, event id {event_id}")
+    user, bus = one_line(session.pam["PAM_USER"]), entry.get("EventBusName", "default")
+    print(
+        f"sent: session {session.state} for {user}, event id {event_id},"
+        f" event bus {bus} in {publisher.region}"
+    )
     return 0
+
+
+def as_delivered(entry: Entry, region: str, account: str) -> dict[str, object]:
+    """Return an entry as EventBridge hands it to a rule, but for the id that it will give it.
+
+    https://docs.aws.amazon.com/eventbridge/latest/ref/overiew-event-structure.html
+    """
+    return {
+        "version": "0",
+        "id": NO_ID,
+        "detail-type": entry["DetailType"],
+        "source": entry["Source"],
+        "account": account,
+        "time": entry["Time"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "region": region,
+        "resources": entry["Resources"],
+        "detail": json.loads(entry["Detail"]),
+    }
 
 
 def give_up(waiting_for: str) -> None:
     """End the process, which hangs in a place that no time-out reaches: a dead name server, say."""
-    print(
-        f"tattle: no answer within {PATIENCE:.0f} s from {waiting_for}", file=sys.stderr, flush=True
-    )
+    fault = f"no answer within {SMOKE_TEST_SECONDS:.0f} s from {waiting_for}"
+    complain(TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check"))
     os._exit(os.EX_UNAVAILABLE)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with the exit status of sysexits(3)."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(os.EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def flush(options: argparse.Namespace) -> int:
@@ -148,3 +225,35 @@ def check(options: argparse.Namespace) -> int:
     from tattle.shell import check
 
     return check.main(options.send, options.json)
+
+
+def recipe(options: argparse.Namespace) -> int:
+    """List the recipes, or print one."""
+    from tattle.shell import recipe as recipes
+
+    if not options.name:
+        for name, purpose in recipes.recipes():
+            print(f"{name:22} {purpose}")
+    elif options.name == recipes.IAM_POLICY:
+        print(own_iam_policy(), end="")
+    else:
+        print(recipes.text(options.name), end="")
+    return 0
+
+
+def own_iam_policy() -> str:
+    """Return the IAM policy for this instance's region and account, as far as IMDS says."""
+    from tattle.shell import recipe as recipes
+
+    try:
+        unpack()
+        from tattle.delivery.config import load
+        from tattle.delivery.events import arn, aws_session
+
+        bus = load().event_bus or "default"
+        session, metadata = aws_session()
+        _, partition, _, region, account, _ = arn(session, metadata, metadata.identity()).split(":")
+    except TattleError as error:
+        print(f"tattle: put in your region and account: {one_line(str(error))}", file=sys.stderr)
+        return recipes.text(recipes.IAM_POLICY)
+    return recipes.iam_policy(partition, region, account, bus)

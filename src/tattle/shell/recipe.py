@@ -17,6 +17,7 @@ HOST = (
     "tattle.path",
     "tattle.service",
     "tattle.cron",
+    "tattle.cil",
     "tattle-check.timer",
     "tattle-check.service",
 )
@@ -41,6 +42,7 @@ PURPOSES = {
     "mute-network.json": "an event pattern: logins, but not those from a network",
     "mute-loop.json": "an event pattern: logins, but not one user's from one host (scp in a loop)",
 }
+IAM_POLICY = "iam-policy.json"
 PLACEHOLDER = "arn:aws:events:us-east-1:012345678901:event-bus/default"
 
 
@@ -53,8 +55,8 @@ def purpose(name: str) -> str:
     """Return what a recipe is for, in one line."""
     if name in PURPOSES:
         return PURPOSES[name]
-    begin = f"# {name}: "
-    return next(line[len(begin) :] for line in text(name).splitlines() if line.startswith(begin))
+    lines = (line.lstrip("#; ") for line in text(name).splitlines())
+    return next(line[len(name) + 2 :] for line in lines if line.startswith(f"{name}: "))
 
 
 def text(name: str) -> str:
@@ -73,4 +75,4 @@ def iam_policy(partition: str, region: str, account: str, bus: str = "default") 
     bus is a name, or the ARN of a bus elsewhere.
     """
     own = f"arn:{partition}:events:{region}:{account}:event-bus/{bus}"
-    return text("iam-policy.json").replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)
+    return text(IAM_POLICY).replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)

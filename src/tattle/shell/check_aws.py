@@ -1,0 +1,141 @@
+"""The probes of what an event needs beyond this host: identity, role, EventBridge, the clock."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import json
+import os
+import socket
+import time
+import urllib.parse
+from collections.abc import Iterator
+
+from botocore.awsrequest import AWSRequest
+from botocore.httpsession import URLLib3Session
+
+from tattle.delivery.config import PATH, Config, load
+from tattle.delivery.events import Publisher, arn, aws_session, faults, proxies
+from tattle.delivery.imds import REATTACH
+from tattle.errors import TattleError
+from tattle.shell.finding import ERROR, OK, SKIPPED, Finding, failed
+
+TIMEOUT = 3.0  # seconds for a connection, and for an answer
+CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
+DETAIL_TYPE = "tattle check"
+
+
+def configuration() -> Iterator[Finding]:
+    """Read the configuration file, as the deliverer will."""
+    try:
+        config = load()
+    except TattleError as error:
+        yield failed("configuration", error)
+    else:
+        services = ", ".join(config.services) or "none of their own"
+        message = "the defaults" if config == Config() else f"{PATH}, with services: {services}"
+        yield Finding("configuration", OK, message)
+
+
+def identity(config: Config) -> Iterator[Finding]:
+    """Find out which instance this is."""
+    try:
+        session, metadata = aws_session()
+        resource = config.resource or arn(session, metadata, metadata.identity())
+    except TattleError as error:
+        yield failed("identity", error)
+    else:
+        yield Finding("identity", OK, resource)
+
+
+def role() -> Iterator[Finding]:
+    """Look for credentials, and whether they are still valid."""
+    try:
+        session, metadata = aws_session()
+        with faults(metadata):
+            credentials = session.get_credentials()
+        if credentials is None:
+            fault = f"no credentials: {metadata.fault()}"
+            raise TattleError(fault, os.EX_NOPERM, metadata.advice())
+    except TattleError as error:
+        yield failed("role", error)
+        return
+    found = f"credentials from {credentials.method}"
+    if not metadata.expiration:
+        yield Finding("role", OK, found)
+        return
+    # Not botocore's own expiry, which it extends when IMDS gives credentials that are too old.
+    expiry = datetime.datetime.strptime(metadata.expiration, "%Y-%m-%dT%H:%M:%S%z")
+    left = (expiry - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    if left > 0:
+        yield Finding("role", OK, f"{found}, valid for {left / 3600:.1f} h")
+    else:
+        message = f"{found}, expired {-left / 60:.0f} min ago"
+        yield Finding("role", ERROR, message, f"set the clock if it is wrong; else {REATTACH}")
+
+
+def endpoint(config: Config) -> Iterator[Finding]:
+    """Connect to EventBridge, and compare its clock with ours."""
+    try:
+        publisher = Publisher(config, TIMEOUT)
+    except TattleError as error:
+        if error.status == os.EX_CONFIG:
+            yield failed("endpoint", error)
+        else:
+            yield Finding("endpoint", SKIPPED, "needs the region, and so the instance's identity")
+        return
+    url = publisher.client.meta.endpoint_url
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if not config.proxy:
+        try:
+            addresses = {str(address[4][0]) for address in socket.getaddrinfo(host, None)}
+        except OSError as error:
+            message = f"{host} does not resolve: {error.strerror}"
+            advice = (
+                f"look at /etc/resolv.conf, and in a VPC at enableDnsSupport: getent hosts {host}"
+            )
+            yield Finding("name", ERROR, message, advice)
+            return
+        yield Finding("name", OK, f"{host} resolves to {', '.join(sorted(addresses)[:3])}")
+    verify = config.ca_bundle or publisher.aws.get_config_variable("ca_bundle") or True
+    http = URLLib3Session(verify=verify, proxies=proxies(config), timeout=TIMEOUT)
+    try:
+        with faults():
+            answer = http.send(AWSRequest("GET", url).prepare())
+    except TattleError as error:
+        yield failed("endpoint", error)
+        return
+    yield Finding("endpoint", OK, f"{url} answers")
+    date = answer.headers.get("Date")
+    if date:
+        ahead = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} EventBridge's"
+        if abs(ahead) < CLOCK_TOLERANCE:
+            yield Finding("clock", OK, message)
+        else:
+            yield Finding("clock", ERROR, message, "set the clock: sudo chronyc makestep")
+
+
+def send(config: Config) -> Iterator[Finding]:
+    """Publish an event to each event bus that is configured."""
+    try:
+        publisher = Publisher(config, TIMEOUT)
+    except TattleError as error:
+        yield failed("send", error)
+        return
+    for bus in config.buses():
+        entry = {
+            "Time": datetime.datetime.now(datetime.timezone.utc),
+            "Source": config.source,
+            "Resources": [publisher.resource],
+            "DetailType": DETAIL_TYPE,
+            "Detail": json.dumps({"hostname": socket.gethostname()}),
+            **({"EventBusName": bus} if bus else {}),
+        }
+        try:
+            event_id = publisher.send(entry)
+        except TattleError as error:
+            yield failed("send", error)
+        else:
+            message = f"`{DETAIL_TYPE}` to event bus {bus or 'default'} in {publisher.region}"
+            yield Finding("send", OK, f"{message}: event id {event_id}")

@@ -1,0 +1,60 @@
+"""Whether SELinux keeps logins from being reported, and what fixes it. Looks only."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+SELINUX = Path("/sys/fs/selinux")  # the kernel's interface, selinux(8)
+TYPES = {  # as recipes/tattle.cil has them
+    "/var/spool/tattle": "tattle_spool_t",
+    "/var/cache/tattle": "tattle_cache_t",
+    "/run/tattle-spool": "tattle_spool_t",
+    "/run/tattle": "tattle_cache_t",
+}
+RESTORE = (f"restorecon -Ri {' '.join(TYPES)}",)
+INSTALL = ("tattle recipe tattle.cil > tattle.cil", "semodule -i tattle.cil", *RESTORE)
+
+
+class Finding(NamedTuple):
+    message: str
+    commands: tuple[str, ...]
+
+
+def finding(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Finding | None:
+    """Return what SELinux is in the way of, None if it is not. Needs root."""
+    if mode(selinux) != "enforcing":
+        return None
+    if not module_loaded(selinux):
+        return Finding("SELinux is enforcing and lets no login program use tattle", INSTALL)
+    wrong = ", ".join(path for path in types if label(path) not in (None, types[path]))
+    return Finding(f"SELinux is enforcing; wrong label: {wrong}", RESTORE) if wrong else None
+
+
+def mode(selinux: Path = SELINUX) -> str:
+    """Return "enforcing", "permissive" or "absent"."""
+    try:
+        return "enforcing" if (selinux / "enforce").read_text() == "1" else "permissive"
+    except OSError:
+        return "absent"
+
+
+def module_loaded(selinux: Path = SELINUX) -> bool:
+    """Ask the kernel whether the policy that it enforces knows a type of the module's."""
+    try:
+        (selinux / "context").write_bytes(b"system_u:object_r:tattle_spool_t:s0\0")
+    except OSError as error:
+        return error.errno != errno.EINVAL  # anything else doesn't say that it is missing
+    return True
+
+
+def label(path: str) -> str | None:
+    """Return the SELinux type of a file, "" if it has none, None if there is no such file."""
+    try:
+        return os.getxattr(path, "security.selinux").decode("ascii", "replace").split(":")[2]
+    except FileNotFoundError:
+        return None
+    except (OSError, IndexError):
+        return ""

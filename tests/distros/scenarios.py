@@ -1,0 +1,435 @@
+"""What is done in each release: logins of every kind, what is told of them, and what `check` says.
+
+A scenario is a function of the instance that returns when all is as it should be, raises Skipped
+where the release lacks what it is about, and AssertionError where tattle is wrong.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import readme_blocks as readme
+from standins.eventbridge import Entry
+from standins.instance import HOSTNAME, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+from support import eventually
+
+PASSWORD = "pw"
+ASKPASS = "/root/askpass"
+MOST_ROUNDS = 4  # of following what `check` advises: one finding may hide another
+FIELDS = (
+    "username remote_host session service tty remote_user hostname time event_id session_id"
+    " duration auth_method key_fingerprint connection private_ip availability_zone instance_type"
+    " image_id tag:Name"
+)
+EXAMPLE_FIELDS = "service username remote_user session session_id"
+KEY_TYPES = ("ed25519", "rsa", "ecdsa", "mldsa44-ed25519")
+NOW = f"{SYSTEM_PYTHON} -IS -c 'import time; print(time.monotonic())'"
+PATIENCE_SECONDS = 20.0  # a failure, not a limit that is tested
+CLOCK_SECONDS = 1.0  # by which sshd may close a session later than its client left
+
+
+class Skipped(Exception):  # noqa: N818
+    """What the scenario needs and isn't there."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of `tattle check --json`."""
+
+    check: str
+    ok: bool
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"check says “{self.check}: {self.found}”"
+
+
+def prepare(box: Instance) -> None:
+    """What every scenario starts from: a user with a password who may use sudo."""
+    box.run(["chpasswd"], input=f"alice:{PASSWORD}\n", check=True)
+    box.write("/etc/sudoers.d/ubuntu", "ubuntu ALL=(ALL) NOPASSWD: ALL\n", 0o440)
+    box.write(ASKPASS, f"#!/bin/sh\necho {PASSWORD}\n", 0o700)
+    box.keep()
+
+
+# What the scenarios share
+
+
+def pair(box: Instance, quietly: bool = True) -> list[Entry]:
+    """The two events of the session that just ended, and no more; `quietly`: and no line of log."""
+    arrived = box.eventbridge.entries
+    until(lambda: len(arrived()) >= 2, "not both events arrive")
+    until(lambda: not box.spool(), "what arrived stays in the spool")
+    entries = arrived()
+    states = [entry.detail["session"] for entry in entries]
+    assert states == ["opened", "closed"], f"told: {states}"
+    told = [line.message for line in box.log()]
+    assert not (told and quietly), f"in the log: {told}"
+    return entries
+
+
+def until(condition: Callable[[], object], complaint: str) -> None:
+    try:
+        eventually(condition, PATIENCE_SECONDS)
+    except AssertionError:
+        raise AssertionError(complaint) from None
+
+
+def succeeds(done: Any) -> str:
+    assert done.returncode == 0, (
+        f"{done.args[0]} ends with {done.returncode}: {done.stderr.strip()}"
+    )
+    return str(done.stdout)
+
+
+def check(box: Instance) -> list[Finding]:
+    done = box.run([TATTLE, "check", "--json"])
+    findings = [Finding(**finding) for finding in json.loads(done.stdout)]
+    bad = [finding for finding in findings if not finding.ok]
+    assert done.returncode == (1 if bad else 0), f"check ends with {done.returncode}: {bad}"
+    return findings
+
+
+def complaints(box: Instance) -> list[Finding]:
+    return [finding for finding in check(box) if not finding.ok]
+
+
+def follow_advice(box: Instance, but_for: str = "") -> list[Finding]:
+    """Do what `check` advises, word for word, until it is content; what it had found. What it says
+    of `but_for` is left to another scenario."""
+    found: list[Finding] = []
+    for _ in range(MOST_ROUNDS):
+        bad = [finding for finding in complaints(box) if finding.check != but_for]
+        if not bad:
+            return found
+        for finding in bad:
+            assert finding not in found, f"{finding}, though its advice was followed"
+            done = box.run(["sh", "-c", finding.advice])
+            assert done.returncode == 0, f"{finding}, and its advice fails: {done.stderr.strip()}"
+        found += bad
+    raise AssertionError(f"{found[-1]}, and so on without end")
+
+
+def add_line(box: Instance, service: str) -> None:
+    """Put the PAM line at the end of a service's file, as README.md says for sudo."""
+    box.write(f"/etc/pam.d/{service}", box.read(f"/etc/pam.d/{service}"))  # for the reset
+    command = (
+        readme.text("pam-line-sudo").replace("sudo tee", "tee").replace("d/sudo", f"d/{service}")
+    )
+    succeeds(box.run(["sh", "-c", command]))
+
+
+def with_password(box: Instance, method: str, *command: str) -> str:
+    """Log in as alice with her password, asked for by that method; the command's output."""
+    options = [
+        f"BindAddress={REMOTE_HOST}",
+        f"PreferredAuthentications={method}",
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+    ]
+    flags = [flag for option in options for flag in ("-o", option)]
+    environment = {"SSH_ASKPASS": ASKPASS, "SSH_ASKPASS_REQUIRE": "force"}
+    ssh = ["ssh", "-F", "none", *flags, "alice@127.0.0.1", *command]
+    return succeeds(box.run(ssh, env=environment))
+
+
+def configure_fields(box: Instance, fields: str) -> None:
+    box.write("/etc/tattle.conf", f"[tattle]\nfields = {fields}\n")
+
+
+# The scenarios
+
+
+def version(box: Instance) -> None:
+    told = succeeds(box.run([TATTLE, "--version"]))
+    assert re.match(r"tattle \d+\.\d+", told), told
+
+
+def smoke_test(box: Instance) -> None:
+    session = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
+    told = succeeds(box.run([TATTLE], env=session))
+    assert told.startswith("sent: session opened for test, event id "), told
+    (entry,) = box.eventbridge.entries()
+    assert entry.detail == {"username": "test", "remote_host": "test", "session": "opened"}
+
+
+def no_warnings(box: Instance) -> None:
+    """Unpack, compile and publish with every warning of Python's an error."""
+    box.run(["sh", "-c", "rm -rf /var/cache/tattle"], check=True)
+    session = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
+    python = [SYSTEM_PYTHON, "-W", "error", "-I", "-S", "-X", "utf8", TATTLE]
+    succeeds(box.run(python, env=session))
+    assert len(box.eventbridge.entries()) == 1
+    told = box.run([*python, "check"])
+    assert not told.stderr, told.stderr
+
+
+def ssh(box: Instance) -> None:
+    began = int(time.time())
+    assert succeeds(box.ssh("alice", "echo", "hello")) == "hello\n"
+    ended = time.time()
+    for entry, state in zip(pair(box), ("opened", "closed")):
+        assert began <= entry.raw["Time"] <= ended + CLOCK_SECONDS
+        assert entry.detail == {"username": "alice", "remote_host": REMOTE_HOST, "session": state}
+
+
+def scp(box: Instance) -> None:
+    box.write("/root/file", "content\n")
+    succeeds(box.scp("alice", "/root/file", "copy"))
+    assert box.read("/home/alice/copy") == "content\n"
+    pair(box)
+
+
+def sftp(box: Instance) -> None:
+    assert "made" in succeeds(box.sftp("alice", "mkdir made\nls\n"))
+    pair(box)
+
+
+def pty(box: Instance) -> None:
+    told = succeeds(box.ssh("alice", "tty", options=["-tt"]))
+    assert told.startswith("/dev/pts/"), told
+    pair(box)
+
+
+def password(box: Instance) -> None:
+    believe_sshd(box)
+    configure_fields(box, "session auth_method key_fingerprint")
+    box.start_sshd("PasswordAuthentication yes")
+    assert with_password(box, "password", "echo", "hello") == "hello\n"
+    for entry in pair(box):
+        assert (entry.detail["auth_method"], entry.detail["key_fingerprint"]) == ("password", None)
+
+
+def keyboard_interactive(box: Instance) -> None:
+    believe_sshd(box)
+    configure_fields(box, "session auth_method")
+    box.start_sshd("ChallengeResponseAuthentication yes")  # KbdInteractive… before OpenSSH 8.7
+    assert with_password(box, "keyboard-interactive", "echo", "hello") == "hello\n"
+    for entry in pair(box):
+        assert entry.detail["auth_method"] == "keyboard-interactive/pam"
+
+
+def believe_sshd(box: Instance) -> None:
+    """Have a PAM stack in which no user has a say, and which is older than what follows."""
+    box.configure_pam(user_readenv=False)
+    time.sleep(0.1)
+
+
+def fields(box: Instance) -> None:
+    """Every field, for every kind of key that this OpenSSH can make, and for its certificate."""
+    believe_sshd(box)
+    configure_fields(box, FIELDS)
+    box.imds.set(tags={"Name": "bastion"})
+    ca = "/root/.ssh/ca"
+    ssh_keygen(box, "-t", "ed25519", "-f", ca)
+    box.write("/etc/ssh/ca.pub", box.read(f"{ca}.pub"))
+    box.start_sshd("TrustedUserCAKeys /etc/ssh/ca.pub")
+    known = succeeds(box.run(["ssh", "-Q", "key"])).split()
+    wrong = []
+    for kind in KEY_TYPES:
+        if not any(kind in name for name in known):
+            continue
+        key = f"/root/.ssh/{kind}"
+        ssh_keygen(box, "-t", kind, "-f", key)
+        allowed = box.read("/home/alice/.ssh/authorized_keys")
+        box.write("/home/alice/.ssh/authorized_keys", box.read(f"{key}.pub"), 0o600, "alice")
+        wrong += told_of_key(box, kind, key, f"{key}.pub")
+        # The key alone is not allowed now, only its certificate.
+        box.write("/home/alice/.ssh/authorized_keys", allowed, 0o600, "alice")
+        ssh_keygen(box, "-s", ca, "-I", "alice", "-n", "alice", f"{key}.pub")
+        wrong += told_of_key(box, f"a certificate of {kind}", key, f"{key}-cert.pub")
+    assert not wrong, "; ".join(wrong)
+
+
+def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
+    """Log in with that key, compare all fields; what is wrong with the fingerprint."""
+    box.eventbridge.clear()
+    command = box.ssh_command(
+        "ssh",
+        "alice@127.0.0.1",
+        'echo "$SSH_CONNECTION"; sleep 1',
+        user="alice",
+        source=REMOTE_HOST,
+    )
+    command = [key if word == "alice" else word for word in command]
+    command = [word.replace("/root/.ssh/alice", key) for word in command]
+    began = time.time()
+    remote, remote_port, local, local_port = succeeds(box.run(command)).split()
+    ended = time.time()
+    opened, closed = (entry.detail for entry in pair(box))
+    fingerprint = ssh_keygen(box, "-lf", public).split()[1]
+    assert began - 0.001 <= seconds(opened["time"]) <= ended - 1, opened
+    assert began + 1 <= seconds(closed["time"]) <= ended + CLOCK_SECONDS, closed
+    length = closed.pop("duration")
+    assert 1 <= length <= ended - began + CLOCK_SECONDS, f"duration {length}"
+    times = opened.pop("time"), closed.pop("time")
+    assert all(re.fullmatch(r"[-\d]+T[:\d]+\.\d{3}Z", told) for told in times), times
+    ids = opened.pop("event_id"), closed.pop("event_id"), opened["session_id"]
+    assert len({*ids}) == 3, ids
+    assert all(re.fullmatch(r"[0-9a-f]{32}", told) for told in ids), ids
+    assert (opened.pop("session"), closed.pop("session")) == ("opened", "closed")
+    assert opened == closed
+    opened.pop("session_id")
+    told = opened.pop("key_fingerprint")
+    assert opened == {
+        "username": "alice",
+        "remote_host": REMOTE_HOST,
+        "service": "sshd",
+        "tty": "ssh",
+        "remote_user": None,
+        "hostname": HOSTNAME,
+        "auth_method": "publickey",
+        "connection": {
+            "remote_host": remote,
+            "remote_port": int(remote_port),
+            "local_host": local,
+            "local_port": int(local_port),
+        },
+        "private_ip": "10.0.0.5",
+        "availability_zone": "us-east-1b",
+        "instance_type": "t4g.micro",
+        "image_id": "ami-0abcdef1234567890",
+        "tag:Name": "bastion",
+    }
+    return [] if told == fingerprint else [f"key_fingerprint of {kind} is not ssh-keygen -lf's"]
+
+
+def seconds(told: str) -> float:
+    at = datetime.datetime.strptime(told, "%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def ssh_keygen(box: Instance, *arguments: str) -> str:
+    quiet = [] if "-lf" in arguments else ["-q"]
+    passphrase = ["-N", ""] if "-t" in arguments else []
+    return succeeds(box.run(["ssh-keygen", *quiet, *passphrase, *arguments]))
+
+
+def sudo(box: Instance) -> None:
+    session_of(box, "sudo", "sudo", ["sudo", "true"], ("root", "ubuntu"))
+
+
+def sudo_login(box: Instance) -> None:
+    session_of(box, "sudo", "sudo-i", ["sudo", "-i", "true"], ("root", "ubuntu"))
+
+
+def su(box: Instance) -> None:
+    session_of(box, "su", "su", ["su", "alice", "-c", "true"], ("alice", "ubuntu"))
+
+
+def su_login(box: Instance) -> None:
+    session_of(box, "su", "su-l", ["su", "-", "alice", "-c", "true"], ("alice", "ubuntu"))
+
+
+def session_of(
+    box: Instance, line_in: str, service: str, command: Sequence[str], people: tuple[str, str]
+) -> None:
+    """With the PAM line in one service's file and what `check` advises then, a session of that or
+    another service is told once."""
+    believe_sshd(box)
+    configure_fields(box, EXAMPLE_FIELDS)
+    add_line(box, line_in)
+    for name in (f"{line_in}-i", f"{line_in}-l"):
+        if box.path(f"/etc/pam.d/{name}").exists():
+            box.write(f"/etc/pam.d/{name}", box.read(f"/etc/pam.d/{name}"))  # for the reset
+    advice = follow_advice(box, but_for="sshd")
+    succeeds(box.run(command, user="ubuntu", input=f"{PASSWORD}\n"))
+    try:
+        opened, closed = pair(box)
+    except AssertionError as error:
+        found = "; ".join(map(str, advice)) or "check finds nothing"
+        raise AssertionError(f"line in {line_in}, {found}, yet of {service}: {error}") from error
+    if not box.path(f"/etc/pam.d/{service}").exists():
+        service = line_in  # this release's sudo -i is sudo to PAM
+    assert opened.detail["session_id"] == closed.detail["session_id"]
+    for entry in (opened, closed):
+        assert entry.detail["service"] == service, entry.detail
+        assert (entry.detail["username"], entry.detail["remote_user"]) == people, entry.detail
+
+
+def wait(box: Instance) -> None:
+    box.configure_pam("--wait")
+    box.eventbridge.set(delay=0.5)  # else it may have arrived by then anyway
+    now = float(succeeds(box.ssh("ubuntu", NOW)))
+    opened, _ = pair(box)
+    assert opened.arrived + 0.5 <= now, "the login went on before the event was sent"
+
+
+def advice(box: Instance) -> None:
+    """`check` finds the missing PAM line and nothing that isn't wrong, and its advice is all that
+    it takes."""
+    box.write("/etc/pam.d/sshd", without_tattle(box))
+    box.write("/etc/ssh/sshd_config", box.read("/etc/ssh/sshd_config"))  # for the reset
+    bad = complaints(box)
+    assert any(finding.check == "pam sshd" for finding in bad), "check misses no PAM line"
+    other = [str(one) for one in bad if not one.check.startswith(("pam ", "user environment "))]
+    assert not other, "; ".join(other)
+    follow_advice(box)
+    succeeds(box.ssh("alice", "true"))
+    pair(box)
+
+
+def without_tattle(box: Instance) -> str:
+    """sshd's stack without our line."""
+    pam = box.read("/etc/pam.d/sshd").splitlines(keepends=True)
+    return "".join(line for line in pam if TATTLE not in line)
+
+
+def no_run_sshd(box: Instance) -> None:
+    """/run/sshd is missing where sshd is started by a socket and nobody has come yet: that is no
+    fault of sshd's configuration."""
+    believe_sshd(box)
+    box.path("/run/sshd").rmdir()
+    try:
+        bad = complaints(box)
+    finally:
+        box.path("/run/sshd").mkdir(0o755)
+    assert not bad, "; ".join(map(str, bad))
+
+
+def pam_service_name(box: Instance) -> None:
+    """sshd may call itself something else, and with it another file of /etc/pam.d."""
+    if box.run(["/usr/sbin/sshd", "-T", "-o", "PAMServiceName=ssh-alt"]).returncode:
+        raise Skipped("sshd has no PAMServiceName")
+    box.configure_pam(user_readenv=False)
+    box.write("/etc/pam.d/ssh-alt", without_tattle(box))
+    configure_fields(box, "service session")
+    box.start_sshd("PAMServiceName ssh-alt")
+    time.sleep(0.1)
+    bad = complaints(box)
+    assert any("ssh-alt" in str(finding) for finding in bad), (
+        "check says nothing of ssh-alt, which sshd names" + "".join(f"; {one}" for one in bad)
+    )
+    follow_advice(box)
+    succeeds(box.ssh("alice", "true"))
+    assert {entry.detail["service"] for entry in pair(box)} == {"ssh-alt"}
+
+
+SCENARIOS: dict[str, Callable[[Instance], None]] = {
+    "version": version,
+    "smoke": smoke_test,
+    "-W error": no_warnings,
+    "ssh": ssh,
+    "scp": scp,
+    "sftp": sftp,
+    "pty": pty,
+    "password": password,
+    "kbd-int": keyboard_interactive,
+    "fields": fields,
+    "sudo": sudo,
+    "sudo -i": sudo_login,
+    "su": su,
+    "su -": su_login,
+    "--wait": wait,
+    "check": advice,
+    "no /run/sshd": no_run_sshd,
+    "ServiceName": pam_service_name,
+}

@@ -1,0 +1,156 @@
+"""A deliverer shares nothing with the login that started it, so nothing that a user does to what is
+theirs reaches it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from standins.instance import REMOTE_HOST, SPOOL, TATTLE, Instance
+from support import eventually, need, need_root, repacked
+
+pytestmark = pytest.mark.root
+
+CGROUPS = Path("/sys/fs/cgroup")
+NAME = f"tattle-test-{os.getpid()}"
+# Soft ones, which pam_limits sets for alice: enough for the hook
+LIMITS = "alice soft data 40000\nalice soft as 200000\nalice soft fsize 100\nalice soft nofile 64\n"
+
+
+def hierarchies() -> list[Path]:
+    """Those that logind would put a session into: one, or two in a hybrid."""
+    places = [CGROUPS, CGROUPS / "unified", CGROUPS / "systemd"]
+    real = [p for p in places if (p / "cgroup.controllers").exists() or (p / "tasks").exists()]
+    return [place for place in real if os.access(place / "cgroup.procs", os.W_OK)]
+
+
+@contextmanager
+def sessions_cgroup(box: Instance) -> Iterator[list[Path]]:
+    """What stands for logind's scope of a session: sshd's sessions are in it while entered."""
+    made = [place / NAME for place in hierarchies()]
+    need(made, "needs cgroups that root may write to")
+    for cgroup in made:
+        cgroup.mkdir()
+        join = f"echo {box._sshd_pid} >{cgroup}/cgroup.procs"
+        box.run(["/bin/sh", "-c", join], check=True)
+    try:
+        yield made
+    finally:
+        while members := [pid for cgroup in made for pid in processes(box, cgroup)]:
+            signal(box, "KILL", members)
+        for cgroup in made:
+            cgroup.rmdir()
+
+
+def processes(box: Instance, cgroup: Path) -> list[str]:
+    """Their ids inside; 0 is one outside."""
+    found = box.run(["cat", f"{cgroup}/cgroup.procs"], check=True).stdout.split()
+    return [pid for pid in found if pid != "0"]
+
+
+def signal(box: Instance, name: str, pids: list[str]) -> None:
+    box.run(["kill", f"-{name}", *pids])
+
+
+@contextmanager
+def logged_in(box: Instance) -> Iterator[None]:
+    command = box.ssh_command(
+        "ssh", "alice@127.0.0.1", "echo in; read line", user="alice", source=REMOTE_HOST
+    )
+    with box.popen(command, stdin=-1, stdout=-1, stderr=-1) as ssh:
+        assert ssh.stdout
+        assert ssh.stdout.readline() == "in\n"
+        yield
+        ssh.kill()
+
+
+@pytest.fixture
+def box(artifact: Path) -> Iterator[Instance]:
+    need_root(*Instance.TOOLS)
+    with Instance(artifact) as box:
+        box.write("/etc/security/limits.conf", LIMITS)
+        yield box
+
+
+def test_nothing_of_the_login_is_the_deliverers(box: Instance) -> None:
+    box.eventbridge.set(fault="hang")
+    there = sorted(os.listdir(CGROUPS))
+    with sessions_cgroup(box), logged_in(box):
+        eventually(box.eventbridge.connection_count)
+        (deliverer,) = box.deliverers()
+        process = f"/proc/{deliverer.pid}"
+        assert box.read(f"{process}/environ") == ""
+        assert NAME in box.read(f"/proc/{box._sshd_pid}/cgroup")
+        assert NAME not in box.read(f"{process}/cgroup")
+
+        look = f"cd {process}/fd && for fd in *; do echo $fd $(readlink $fd); done"
+        told = box.run(["sh", "-c", look]).stdout.splitlines()
+        files = dict(line.split(maxsplit=1) for line in told)
+        standard = [files.pop(number) for number in "012"]
+        assert standard == ["/dev/null"] * 3
+        own = rf"socket:.*|({SPOOL}|/run/tattle-spool)(/.deliverer)?"
+        assert [file for file in files.values() if not re.fullmatch(own, file)] == []
+
+        fields = box.read(f"{process}/stat").rpartition(")")[2].split()
+        assert int(fields[3]) == deliverer.pid, "a session of its own"
+        assert box.run(["readlink", f"{process}/cwd"]).stdout == "/\n"
+        status = box.read(f"{process}/status")
+        assert re.search(r"^Umask:\s+0077$", status, re.MULTILINE)
+        assert re.search(r"^Uid:\t0\t0\t0\t0$", status, re.MULTILINE)
+        limits = box.read(f"{process}/limits")
+        for name in ("cpu time", "file size", "data size", "address space"):
+            assert re.search(rf"Max {name} +unlimited +", limits), limits
+    assert sorted(os.listdir(CGROUPS)) == there  # in a hybrid hierarchy, a folder as any other
+
+
+def test_what_stops_or_kills_all_of_a_session_stops_no_delivery(box: Instance) -> None:
+    """Two logins' events are accepted; then their user sends signals to all that is theirs."""
+    box.eventbridge.set(fault="refuse")
+    with sessions_cgroup(box) as cgroups:
+        with logged_in(box), logged_in(box):
+            eventually(lambda: len(box.spool()) == 2)
+            eventually(box.deliverers)
+            eventually(lambda: all(NAME not in one for one in cgroups_of_deliverers(box)))
+            for name in ("STOP", "KILL"):
+                for cgroup in cgroups:
+                    signal(box, name, processes(box, cgroup))
+                assert box.deliverers()
+                assert {one.state for one in box.deliverers()} <= {"R", "S", "D"}
+        box.eventbridge.set(fault=None)
+        entries = box.eventbridge.wait_for(2, timeout=40)
+    assert [entry.detail["session"] for entry in entries] == ["opened", "opened"]
+
+
+def cgroups_of_deliverers(box: Instance) -> list[str]:
+    found = [*box.deliverers(), *box.next_deliverers()]
+    return [box.read(f"/proc/{process.pid}/cgroup") for process in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["STOP", "CONT"], ids=["stopped", "silent"])
+def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
+    artifact: Path, tmp_path: Path, how: str
+) -> None:
+    """The user was quicker: what the hook started is still theirs. The next hook starts another."""
+    need_root(*Instance.TOOLS)
+
+    def slow(name: str, content: bytes) -> bytes:
+        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']:"
+        held += b" open('/tmp/held', 'w').close(); time.sleep(600)\n"
+        return held * (name == "__main__.py") + content
+
+    repacked(artifact, tmp_path / "slow", slow)
+    with Instance(tmp_path / "slow") as box, box.session() as session:
+        assert session.hook(user="first").returncode == 0
+        eventually(lambda: box.processes(f"{TATTLE} deliver"))
+        (stuck,) = box.processes(f"{TATTLE} deliver")
+        box.run(["kill", f"-{how}", str(stuck.pid)], check=True)
+        box.install(artifact)
+        assert session.hook(user="second").returncode == 0
+        users = [entry.detail["username"] for entry in box.eventbridge.wait_for(2, timeout=30)]
+        assert users == ["first", "second"]

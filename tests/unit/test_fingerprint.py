@@ -1,0 +1,120 @@
+"""A key's fingerprint is what ssh-keygen says it is, and null where that says nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import need
+from tattle.delivery import fields
+from tattle.delivery.fields import fingerprint
+
+# OpenSSH 10.6 made it, and says so of it. Earlier versions do not know this type.
+NEW_CERTIFICATE = Path(__file__).with_name("ssh-mldsa44-ed25519-cert.pub")
+NEW_FINGERPRINT = "SHA256:ESIMzM4oMRLhwV+FGzHpzykcbbH0QEn5W7c3Co5tK/o"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_cached() -> Iterator[None]:
+    fingerprint.cache_clear()
+    yield
+    fingerprint.cache_clear()
+
+
+def keygen(*arguments: str) -> str:
+    need(shutil.which("ssh-keygen"), "needs ssh-keygen")
+    command = ["ssh-keygen", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A public key, with a comment, beside its private key."""
+    keygen("-q", "-t", "ed25519", "-N", "", "-C", "a comment", "-f", str(tmp_path / "key"))
+    return tmp_path / "key.pub"
+
+
+def test_of_a_key(key: Path) -> None:
+    expected = keygen("-lf", str(key)).split()[1]
+    assert fingerprint(key.read_text()) == expected
+    assert fingerprint(" ".join(key.read_text().split()[:2])) == expected
+
+
+def test_of_a_certificate_it_is_the_certified_keys(key: Path) -> None:
+    keygen("-q", "-s", str(key.with_suffix("")), "-I", "id", "-n", "ubuntu", str(key))
+    certificate = key.with_name("key-cert.pub").read_text()
+    assert certificate.startswith("ssh-ed25519-cert-v01@openssh.com ")
+    assert fingerprint(certificate) == keygen("-lf", str(key)).split()[1]
+
+
+def test_of_a_certificate_of_a_new_type_it_is_right_or_null() -> None:
+    assert fingerprint(NEW_CERTIFICATE.read_text()) in (NEW_FINGERPRINT, None)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        "",
+        "ssh-rsa",
+        "ssh-rsa !!!",
+        "ssh-rsa é",
+        "ssh-rsa \0",
+        "ssh-rsa \udcff",
+        "# ssh-ed25519",
+        "ssh-ed25519-cert-v01@openssh.com AAAA",
+        "-lf /etc/ssh/ssh_host_ed25519_key.pub",
+    ],
+)
+def test_there_is_none_of_what_is_no_key(rubbish: str) -> None:
+    assert fingerprint(rubbish) is None
+
+
+class Keygen:
+    """Scripts in the place of ssh-keygen, which write down when they are run."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.path = folder / "ssh-keygen"
+        self.runs = folder / "runs"
+        patch.setattr(fields, "KEYGEN", str(self.path))
+
+    def script(self, text: str) -> None:
+        self.path.write_text(
+            f"#!/bin/sh\n/usr/bin/env >>{self.runs}\necho run >>{self.runs}\n{text}\n"
+        )
+        self.path.chmod(0o755)
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keygen:
+    return Keygen(tmp_path, monkeypatch)
+
+
+class TestWithoutAnAnswer:
+    def test_ssh_keygen_is_missing(self, script: Keygen, key: Path) -> None:
+        assert fingerprint(key.read_text()) is None
+
+    def test_ssh_keygen_hangs(
+        self, script: Keygen, key: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fields, "KEYGEN_SECONDS", 0.2)
+        script.script("exec sleep 60")
+        assert fingerprint(key.read_text()) is None
+
+    def test_ssh_keygen_prints_something_else(self, script: Keygen, key: Path) -> None:
+        script.script("echo 256 MD5:00:11:22 no comment")
+        assert fingerprint(key.read_text()) is None
+
+
+def test_it_is_asked_once_for_each_key_and_with_an_empty_environment(
+    script: Keygen, key: Path
+) -> None:
+    script.script("exec /usr/bin/ssh-keygen -lf -")
+    found = {fingerprint(key.read_text()) for _ in range(3)}
+    assert found == {keygen("-lf", str(key)).split()[1]}
+    variables = script.runs.read_text().splitlines()
+    assert variables.count("run") == 1
+    assert {line.partition("=")[0] for line in variables} <= {"PWD", "run", "_", "SHLVL"}

@@ -1,0 +1,172 @@
+"""PAM's configuration is read as libpam reads it: libpam itself is asked about each case.
+
+Each folder in pam.d/ is a case: the root of a file system. In `rhel9` lie the stacks of RHEL 9 and
+its relatives, with authselect's links.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support import need
+from tattle.delivery.pamd import Line, Stack, services
+
+CASES = Path(__file__).with_name("pam.d")
+SERVICES = [
+    (case.name, file.name)
+    for case in sorted(CASES.iterdir())
+    for file in sorted(case.glob("etc/pam.d/*"))
+    if file.name != "other"
+]
+SKIPPING = {  # the line that can keep the hook from running although the session opens
+    "ended-by-done": "sshd:1",
+    "ended-by-sufficient": "sshd:1",
+    "hook-first-in-a-substack": None,
+    "hook-in-a-substack": "sshd:1",
+    "includes-of-one-kind": None,
+    "jump-ends-before-the-hook": None,
+    "jump-over-a-substack": "sshd:2",
+    "jump-over-an-include": None,
+    "jump-within-a-substack": None,
+    "jumped-over": "sshd:1",
+    "no-session-of-its-own": None,
+    "requisite-that-fails": None,
+    "sufficient-in-a-substack": None,
+    "sufficient-in-an-include": "inner:1",
+}
+TRACER = """\
+#!/bin/sh
+echo "$1" >>{folder}/trace
+case " $(cat {folder}/failing) " in *" $1 "*) exit 1; esac
+"""
+PAM_SYSTEM_ERR = 4
+CONVERSE = ctypes.CFUNCTYPE(ctypes.c_int)
+
+
+def place(line: Line) -> str:
+    return f"{Path(line.file).name}:{line.number}"
+
+
+def stack(case: str, service: str = "sshd") -> Stack:
+    return Stack(service, str(CASES / case))
+
+
+class Libpam:
+    """The machine's libpam over a copy of a case, in which each module is replaced by one that
+    writes down its place, and fails where it is told to."""
+
+    def __init__(self, case: str, folder: Path) -> None:
+        self.library = ctypes.CDLL(ctypes.util.find_library("pam"))
+        need(hasattr(self.library, "pam_start_confdir"), "needs Linux-PAM 1.4 or later")
+        self.folder = folder
+        (folder / "tracer").write_text(TRACER.format(folder=folder))
+        (folder / "tracer").chmod(0o755)
+        (folder / "pam.d").mkdir()
+        for file in (CASES / case / "etc/pam.d").iterdir():
+            lines = file.read_text().splitlines()
+            traced = [self.traced(line, f"{file.name}:{n}") for n, line in enumerate(lines, 1)]
+            (folder / "pam.d" / file.name).write_text("\n".join(traced) + "\n")
+
+    def traced(self, line: str, name: str) -> str:
+        entry = re.match(r"(-?\w+\s+(\[.*?\]|\w+)\s+)(\S+)", line)
+        if not entry:
+            return line
+        if entry[2] in ("include", "substack"):
+            return f"{entry[1]}{self.folder}/pam.d/{entry[3]}"  # Debian 12 looks in /etc/pam.d
+        return f"{entry[1]}pam_exec.so quiet {self.folder}/tracer {name}"
+
+    def let_every_line_run(self) -> None:
+        """No line jumps over others, or ends the stack."""
+        control = re.compile(r"^(-?\w+\s+)(?!include|substack)(\[.*?\]|\w+)", re.MULTILINE)
+        for file in (self.folder / "pam.d").iterdir():
+            file.write_text(control.sub(r"\1optional", file.read_text()))
+
+    def open_session(self, service: str, failing: tuple[str, ...] = ()) -> tuple[bool, list[str]]:
+        """Return whether the session opens, and the places of the modules that were run."""
+        (self.folder / "failing").write_text(" ".join(failing))
+        (self.folder / "trace").write_text("")
+        converse = CONVERSE(lambda: PAM_SYSTEM_ERR)
+        conversation = (ctypes.c_void_p * 2)(ctypes.cast(converse, ctypes.c_void_p), None)
+        handle = ctypes.c_void_p()
+        folder = str(self.folder / "pam.d").encode()
+        arguments = (service.encode(), b"root", conversation, folder, ctypes.byref(handle))
+        assert self.library.pam_start_confdir(*arguments) == 0
+        status = self.library.pam_open_session(handle, 0)
+        self.library.pam_end(handle, status)
+        return status == 0, (self.folder / "trace").read_text().split()
+
+
+@pytest.mark.parametrize(("case", "service"), SERVICES)
+def test_a_stack_has_the_lines_that_libpam_runs_in_that_order(
+    case: str, service: str, tmp_path: Path
+) -> None:
+    libpam = Libpam(case, tmp_path)
+    libpam.let_every_line_run()
+    _, run = libpam.open_session(service)
+    lines = [line for line in stack(case, service).lines if line.kind == "session"]
+    assert [place(line) for line in lines if line.control != "substack"] == run
+
+
+@pytest.mark.parametrize(("case", "skipping"), SKIPPING.items(), ids=list(SKIPPING))
+def test_a_line_that_can_keep_the_hook_from_running_is_found(
+    case: str, skipping: str | None, tmp_path: Path
+) -> None:
+    ((hook, _),) = stack(case).hooks()
+    found = stack(case).skipping(hook)
+    assert (place(found) if found else None) == skipping
+    libpam = Libpam(case, tmp_path)
+    session = [line for line in stack(case).lines if line.kind == "session" and line.module]
+    others = [place(line) for line in session if line != hook]
+    runs = [
+        libpam.open_session("sshd", failing)
+        for count in range(len(others) + 1)
+        for failing in itertools.combinations(others, count)
+    ]
+    assert any(opened for opened, _ in runs)
+    skipped = any(opened and place(hook) not in run for opened, run in runs)
+    assert skipped == bool(skipping)
+
+
+def test_each_case_is_looked_at() -> None:
+    assert {*SKIPPING, "rhel9"} == {case.name for case in CASES.iterdir()}
+
+
+class TestRhel9:
+    def test_the_hook_is_where_the_line_is_and_nothing_skips_it(self) -> None:
+        sshd = stack("rhel9")
+        ((hook, path),) = sshd.hooks()
+        assert (hook.file, hook.number, path) == ("/etc/pam.d/sshd", 18, "/usr/local/bin/tattle")
+        assert sshd.skipping(hook) is None
+        assert sshd.user_readenv() == []
+
+    def test_no_other_service_runs_it(self) -> None:
+        assert services(str(CASES / "rhel9")) == ["sshd"]
+
+    @pytest.mark.parametrize(("base", "variant"), [("su", "su-l"), ("sudo", "sudo-i")])
+    def test_login_variants_include_their_base(
+        self, base: str, variant: str, tmp_path: Path
+    ) -> None:
+        root = copied("rhel9", tmp_path)
+        with (root / f"etc/pam.d/{base}").open("a") as file:
+            file.write("session optional pam_exec.so seteuid /usr/local/bin/tattle\n")
+        assert services(str(root)) == sorted(["sshd", base, variant])
+
+    def test_what_authselect_wrote_is_read_through_its_links(self, tmp_path: Path) -> None:
+        root = copied("rhel9", tmp_path)
+        with (root / "etc/authselect/postlogin").open("a") as file:
+            file.write("session required pam_env.so user_readenv=1\n")
+        (line,) = Stack("sshd", str(root)).user_readenv()
+        assert place(line) == "postlogin:5"
+
+
+def copied(case: str, folder: Path) -> Path:
+    """Copy a case, with its links."""
+    shutil.copytree(CASES / case, folder / case, symlinks=True)
+    return folder / case
