@@ -17,6 +17,7 @@ from tattle.login.hook import start_deliverer
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, WAKE, Spool
 
 POLL_SECONDS = 0.1  # between two looks at what the deliverer has done
+START_SECONDS = 2.0  # for a deliverer to start, until there is to be another
 LINE_SECONDS = 10.0  # between two lines on the progress, where they can't be rewritten
 # Longer than the deliverer takes for a call, or to be taken for dead and replaced
 STUCK_SECONDS = 180.0
@@ -35,10 +36,14 @@ def main() -> int:
     cause = None
     progress = Progress()
     changed = time.monotonic()
+    started = 0.0
     while left and not cause:
+        starting = time.monotonic() - started > START_SECONDS
+        started = time.monotonic() if starting else started
         for spool in spools:
             if waiting[spool]:
-                start_deliverer(spool)  # if there is none, or it has died meanwhile
+                if starting:
+                    start_deliverer(spool)  # if nobody is next: it may have died meanwhile
                 cause = cause or reason(spool)
             gone = waiting[spool] - {*spool.waiting()}
             set_aside = sum(spool.holds(f"{REJECTED}/{name}") for name in gone)
