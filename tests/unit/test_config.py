@@ -1,4 +1,4 @@
-"""/etc/tattle.conf is refused for what EventBridge would refuse, with the line, before an event is."""
+"""/etc/tattle.conf is refused for what EventBridge would refuse, and the line named."""
 
 from __future__ import annotations
 
