@@ -535,7 +535,8 @@ class TestFlush:
         paused.eventbridge.set(fault="hang")
         with paused.popen([TATTLE, "flush"], stdout=subprocess.PIPE) as flushing:
             eventually(lambda: not paused.path(f"{SPOOL}/.wake").exists())
-            paused.kill_deliverers()
+            time.sleep(1)
+            paused.kill(*paused.processes(f"{TATTLE} deliver"))
             paused.eventbridge.set(fault=None)
             assert flushing.communicate(timeout=10)[0] == "3 delivered, 0 remain\n"
 
