@@ -375,10 +375,10 @@ class TestOneBus:
         box.eventbridge.set(denied_buses=["forbidden"])
         done = box.run([TATTLE, "check", "--send", "--json"])
         found = json.loads(done.stdout)["findings"]
-        sent = [finding for finding in found if finding["check"] == "send"]
-        assert [finding["ok"] for finding in sent] == [True, False]
-        assert "central" in sent[0]["found"]
-        assert "event bus forbidden" in sent[1]["found"]
+        sent = [finding for finding in found if finding["id"] == "send"]
+        assert [finding["severity"] == "ok" for finding in sent] == [True, False]
+        assert "event bus central" in sent[0]["message"]
+        assert "event bus forbidden" in sent[1]["message"]
         assert "iam-policy" in sent[1]["advice"]
 
 
