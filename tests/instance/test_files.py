@@ -466,3 +466,15 @@ def test_a_private_folder_is_made_and_held_open(roots_folder: Path) -> None:
     (roots_folder / "moved/file").write_text("")
     assert os.listdir(fd) == ["file"]
     os.close(fd)
+
+
+def test_a_home_that_sudo_kept_is_not_to_become_roots(instance: Instance) -> None:
+    instance.write("/home/alice/.aws/config", "[default]\n", owner="alice")
+    done = instance.run(
+        [TATTLE, "--dry-run"],
+        env={"PAM_TYPE": "open_session", "PAM_USER": "u", "HOME": "/home/alice"},
+    )
+    assert done.returncode == 77
+    assert "/home/alice" in done.stderr
+    assert "chown" not in done.stderr
+    assert "option -H" in done.stderr

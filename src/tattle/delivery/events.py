@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import pwd
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -105,8 +106,14 @@ def refuse_foreign_files(session: AwsSession) -> None:
         ("BOTO_CONFIG", "~/.boto"),
     ):
         if path and variable not in os.environ:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 trusted(os.path.abspath(os.path.expanduser(path)))
+            except FileNotFoundError:
+                pass
+            except TattleError as error:
+                if os.path.expanduser("~") != pwd.getpwuid(0).pw_dir:  # sudo kept the caller's HOME
+                    error.advice = "HOME is not root's: unset it, or use sudo's option -H"
+                raise
 
 
 def arn(session: AwsSession, metadata: Metadata, document: IdentityDocument) -> str:
