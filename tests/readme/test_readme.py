@@ -410,7 +410,7 @@ class TestSpool:
             f"it ends {deliver.LINGER:.0f} s after the last event",
             f"or {deliver.TIMEOUT:.0f} seconds pass, before the answer",
             f"at most {number_of_copies()} copies in {deliver.GIVE_UP_AFTER / 60:.0f} minutes",
-            f"no sign of life for {watchdog.DEAD_AFTER:.0f} s",
+            f"no sign of life for {watchdog.DEAD_AFTER[spool.DELIVERER]:.0f} s",
             f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",
             f"less than {spool.FREE_BYTES >> 20} MiB or {spool.FREE_FILES} inodes",
             f"up to {spool.EMERGENCY_LIMIT} events wait in `{spool.EMERGENCY_PATH}`",

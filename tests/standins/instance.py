@@ -486,6 +486,7 @@ class Instance:
                     opened = os.path.basename(os.readlink(folder / "fd" / fd)).split()[0]
                     if opened == name and "FLOCK" in (folder / "fdinfo" / fd).read_text():
                         found.append(process)
+                        break  # it may deliver from two spools
         return found
 
     def kill(self, *processes: Process) -> None:
@@ -614,6 +615,8 @@ class Instance:
         self.run(["ip", "address", "replace", "169.254.169.254/32", "dev", "lo"])
         for folder in ("/var/spool", "/tmp"):
             _empty(self.path(folder))
+        for folder in ("/run/tattle-spool", "/run/tattle"):
+            shutil.rmtree(self.path(folder), ignore_errors=True)
         for inside, content in self._originals.items():
             if content is None:
                 self.path(inside).unlink(missing_ok=True)
@@ -621,6 +624,8 @@ class Instance:
                 self.path(inside).write_bytes(content)
         self._originals.clear()
         self._restore()
+        if self._artifact is not None:
+            self.install(self._artifact)
         if not self._sshd_pid or self._sshd_running_config != self._sshd_config:
             self.start_sshd(*self._sshd_config)
             self._originals.clear()

@@ -9,7 +9,7 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
-from tattle.login.spool import EMERGENCY_PATH, NEXT, NEXT_SILENT_SECONDS, PATH, REJECTED, Spool
+from tattle.login.spool import EMERGENCY_PATH, NEXT, NEXT_SILENT_SECONDS, PATH, REJECTED, Spool, log
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
@@ -65,8 +65,6 @@ def run(arguments: "list[str]") -> int:
     try:
         start_deliverer(spool)
     except OSError as error:
-        from tattle.errors import log
-
         log(f"can't start a deliverer, the event waits for the next login: {error}")
         return posix.EX_TEMPFAIL if seconds else 0
     return wait_for_delivery(spool, name, seconds) if seconds else 0
@@ -137,8 +135,6 @@ def store(record: bytes) -> "tuple[Spool, str]":
             faults.append(f"{path}: {error}")
         else:
             if faults:
-                from tattle.errors import log
-
                 log(f"an event waits in {path}, which a reboot empties: {faults[0]}")
             return spool, name
     from tattle.errors import TattleError
@@ -223,8 +219,6 @@ def seconds_to_wait(arguments: "list[str]") -> float:
             if not 0 < seconds <= LONGEST_WAIT_SECONDS:
                 raise ValueError
         except ValueError:  # an event is worth more than a slip in the PAM line
-            from tattle.errors import log
-
             seconds = 0.0
             log(f"ignored on the PAM line: {argument!r}, expected --wait[=SECONDS], at most 600")
     return seconds

@@ -27,6 +27,16 @@ WAKE = ".wake"  # somebody wants the deliverer to try again now
 OWN = (REJECTED, DELIVERER, NEXT, FAULT, FAULT_NEW, WAKE)
 
 
+def log(message: str) -> None:
+    """Write a line to the log, if that can be done: where no file can be opened, nor can this."""
+    try:
+        from tattle import errors  # most logins have nothing to say
+
+        errors.log(message)
+    except Exception:
+        pass
+
+
 def only_root_writes(status: posix.stat_result) -> bool:
     """Tell whether this is a folder of root's that nobody else can write to."""
     return status.st_uid == 0 and status.st_mode & 0o170022 == 0o40000
@@ -90,8 +100,6 @@ class Spool:
         try:
             posix.fsync(self.fd)
         except OSError as error:  # a deliverer may have it by now: no second one beside it
-            from tattle.errors import log
-
             log(f"can't be sure that an event is on disk: {error}")
         return name
 
@@ -166,8 +174,6 @@ class Spool:
                 try:
                     self.reject(name, "no record of tattle's")
                 except OSError as error:
-                    from tattle.errors import log
-
                     self.stuck.add(name)
                     log(f"can't set aside {self.path}/{name}: {error}")
         return sorted(records)
@@ -193,8 +199,6 @@ class Spool:
 
         Raises OSError if that can't be done.
         """
-        from tattle.errors import log
-
         try:
             posix.mkdir(REJECTED, 0o700, dir_fd=self.fd)
         except FileExistsError:
