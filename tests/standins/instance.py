@@ -394,6 +394,7 @@ class Instance:
             files = [held.enter_context(open(path, "a")) for path in locks]
             for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
+            for file in files:
                 os.utime(file.fileno())
             thread = threading.Thread(target=show_signs_of_life)
             thread.start()
