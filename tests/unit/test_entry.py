@@ -401,7 +401,7 @@ BAD_VALUES = [
     ("detail-type", "", "needs a value"),
     ("event-bus", "", "a name or arn:"),
     ("event-bus", "no such/bus", "a name or arn:"),
-    ("fields", "", "needs a value"),
+    ("fields", "", "no field"),
     ("fields", "username, nonsense", "'nonsense'"),
     ("fields", "tag:", "'tag:'"),
     ("region", "", "us-east-1"),
