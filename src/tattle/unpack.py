@@ -6,26 +6,27 @@ path: this is the deliverer's and the command line's business.
 
 from __future__ import annotations
 
-import compileall
 import fcntl
 import importlib.util
 import json
 import marshal
 import os
 import pwd
-import py_compile
 import shutil
 import sys
 import time
-import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipimport import zipimporter
 
 import tattle
 from tattle.errors import TattleError, log
 from tattle.trust import private_folder
+
+if TYPE_CHECKING:
+    import zipfile  # most deliverers do without
 
 CACHES = ("/var/cache/tattle", "/run/tattle")  # root's; the latter where /var is full
 REPAIR_SECONDS = 3600  # until a build that was damaged, and is again, is replaced once more
@@ -94,6 +95,8 @@ def _replaced(build: Path) -> float:
 
 
 def _archive() -> zipfile.ZipFile:
+    import zipfile
+
     path = sys.argv[0]
     try:
         return zipfile.ZipFile(path)
@@ -150,6 +153,9 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     Then remove what other builds left. Who still runs one of them and misses something unpacks its
     own again.
     """
+    import compileall
+    import py_compile
+
     new = build.with_name(f".{build.name}")
     shutil.rmtree(new, ignore_errors=True)  # a killed process left it
     names = [name for name in archive.namelist() if name.startswith("site-packages/")]

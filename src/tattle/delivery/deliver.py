@@ -107,7 +107,7 @@ def leave_login() -> None:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         os.sched_setaffinity(0, range(CPUS))
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
+        os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {})
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
 
 
