@@ -147,7 +147,7 @@ def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
     repacked(artifact, tmp_path / "slow", slow)
     with Instance(tmp_path / "slow") as box, box.session() as session:
         assert session.hook(user="first").returncode == 0
-        eventually(lambda: box.processes(f"{TATTLE} deliver"))
+        eventually(box.path("/tmp/held").exists)
         (stuck,) = box.processes(f"{TATTLE} deliver")
         box.run(["kill", f"-{how}", str(stuck.pid)], check=True)
         box.install(artifact)
