@@ -73,7 +73,7 @@ TABLES = {
 }
 NOT_COMPARED = {
     "distribution": "`./build.sh distros` prints it",
-    "": "the figures: nothing is timed in a test",
+    "medians on two EPYC CPUs, Python 3.11": "the figures: nothing is timed in a test",
     "instead of tattle": "is about others",
 }
 # The same for commands inside sentences.
