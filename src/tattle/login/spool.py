@@ -152,10 +152,6 @@ class Spool:
         sign = posix.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
         return abs(time.time() - sign)
 
-    def unlock(self) -> None:
-        """Let another be that."""
-        posix.close(self.lock_fd)
-
     def holds(self, name: str) -> bool:
         """Tell whether there is such a file."""
         try:
