@@ -119,7 +119,7 @@ IMDS = [
             ("close", "can't be reached|reset|closed"),
         )
     ),
-    imds_fault("rubbish", TOKEN_PATH, "IMDS at .* answers 401 to GET"),
+    imds_fault("rubbish", TOKEN_PATH, "IMDS at .* answers 200 to PUT api/token with no token"),
     imds_fault("empty", TOKEN_PATH, "IMDS at .* PUT api/token"),
     *(
         imds_fault(fault, IDENTITY_PATH, f"IMDS at .* answers {fault} to GET .*document")
@@ -166,7 +166,7 @@ IMDS = [
         )
     ),
     imds_fault("rubbish", ROLE_PATH, "no credentials: IMDS at .*", 77),
-    imds_fault("empty", ROLE_PATH, "no credentials: IMDS at .*", 77),
+    imds_fault("empty", ROLE_PATH, "no credentials: IMDS at .* answers 200", 69),
     imds_fault("rubbish", CREDENTIALS_PATH, "no credentials: IMDS at .*", 77),
     imds_says(
         "the role can't be assumed",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import pwd
 import time
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import botocore.exceptions as aws
 from botocore.config import Config as ClientConfig
-from botocore.credentials import InstanceMetadataProvider
+from botocore.credentials import Credentials
 from botocore.parsers import ResponseParserError
 from botocore.session import Session as AwsSession
 
@@ -31,7 +32,8 @@ from tattle.delivery.imds import (
     TAG,
     TIMEOUT,
     IdentityDocument,
-    Metadata,
+    Imds,
+    sendable,
 )
 from tattle.errors import TattleError
 from tattle.login.pam import Session
@@ -48,6 +50,9 @@ CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "E
 CUT = (aws.ConnectionClosedError, aws.ReadTimeoutError, aws.ResponseStreamingError)
 UNEXPECTED = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
+NO_CREDENTIALS = (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError)
+ROLE = "iam-role"  # the instance's, as botocore names it; and as a profile names it:
+FROM_IMDS = (ROLE, "Ec2InstanceMetadata")
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
@@ -61,8 +66,8 @@ class Result(NamedTuple):
     error: TattleError | None
 
 
-def aws_session() -> tuple[AwsSession, Metadata]:
-    """Return a botocore session that speaks IMDSv2 only, and its fetcher. Raises TattleError."""
+def aws_session() -> tuple[AwsSession, Imds]:
+    """Return a botocore session that speaks IMDSv2 only, and its IMDS. Raises TattleError."""
     with faults(), configuring():
         session = AwsSession(
             session_vars={
@@ -84,11 +89,7 @@ def aws_session() -> tuple[AwsSession, Metadata]:
             refuse_foreign_files(session)
         session.user_agent_extra = f"tattle/{__version__}"
         session.set_config_variable("ec2_metadata_v1_disabled", True)
-        metadata = Metadata(session)
-        credentials = session.get_component("credential_provider")
-        credentials.insert_after("iam-role", InstanceMetadataProvider(metadata))
-        credentials.remove("iam-role")  # botocore's own, which would ask all over
-        return session, metadata
+        return session, Imds(session)
 
 
 def refuse_foreign_files(session: AwsSession) -> None:
@@ -116,13 +117,29 @@ def refuse_foreign_files(session: AwsSession) -> None:
                 raise
 
 
-def arn(session: AwsSession, metadata: Metadata, document: IdentityDocument) -> str:
+def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
+    """Return botocore's credentials, from wherever it has them. Raises TattleError."""
+    with faults(imds):
+        try:
+            credentials = session.get_credentials()
+        except (ValueError, TypeError) as error:  # botocore believes what IMDS says
+            raise aws.CredentialRetrievalError(provider=ROLE, error_msg=str(error)) from error
+        if credentials is None:
+            raise aws.NoCredentialsError
+        parts = credentials.get_frozen_credentials()  # of STS, for some
+        if not all(map(sendable, (parts.access_key, parts.token or "none"))):
+            method = credentials.method
+            raise aws.CredentialRetrievalError(provider=method, error_msg="not printable")
+        return credentials
+
+
+def arn(session: AwsSession, imds: Imds, document: IdentityDocument) -> str:
     """Return the instance's ARN, in the partition of its region. Raises TattleError."""
     region, account = document["region"], document["accountId"]
     try:
         partition = session.get_partition_for_region(region)
     except aws.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
-        partition = metadata.get(PARTITION) or "aws"
+        partition = imds.get(PARTITION) or "aws"
     return f"arn:{partition}:ec2:{region}:{account}:instance/{document['instanceId']}"
 
 
@@ -131,26 +148,30 @@ class Publisher:
 
     def __init__(self, config: Config, timeout: float) -> None:
         """Find out who and where this instance is. timeout in seconds. Raises TattleError."""
-        self.config = config
-        self.aws, self.metadata = aws_session()
-        self.document = IdentityDocument() if config.resource else self.metadata.identity()
+        self.config, self.timeout = config, timeout
+        self.aws, self.imds = aws_session()
+        self.document = IdentityDocument() if config.resource else self.imds.identity()
         self.region = config.region or self.document.get("region") or self._aws_region()
-        self.resource = config.resource or arn(self.aws, self.metadata, self.document)
+        self.resource = config.resource or arn(self.aws, self.imds, self.document)
         self._tags: dict[str, str | None] = {}
-        with faults(self.metadata), configuring():
-            self.client = self.aws.create_client(
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """botocore's client for EventBridge, which looks for credentials. Raises TattleError."""
+        with faults(self.imds), configuring():
+            return self.aws.create_client(
                 "events",
                 region_name=self.region,
                 endpoint_url=self._endpoint(),
-                verify=config.ca_bundle,
+                verify=self.config.ca_bundle,
                 config=ClientConfig(
-                    connect_timeout=timeout,
-                    read_timeout=timeout,
+                    connect_timeout=self.timeout,
+                    read_timeout=self.timeout,
                     # The caller tries again, who knows what may have arrived.
                     retries={"mode": "standard", "total_max_attempts": 1},
-                    proxies=proxies(config),
-                    use_fips_endpoint=config.use_fips,
-                    use_dualstack_endpoint=config.use_dualstack,
+                    proxies=proxies(self.config),
+                    use_fips_endpoint=self.config.use_fips,
+                    use_dualstack_endpoint=self.config.use_dualstack,
                 ),
             )
 
@@ -184,12 +205,11 @@ class Publisher:
         arrived.
         """
         bus = entries[0].get("EventBusName", "")
-        with faults(self.metadata, bus):
-            credentials = self.aws.get_credentials()
-            if credentials:
-                credentials.get_frozen_credentials()  # of STS, for some: its faults are not ours
+        find_credentials(self.aws, self.imds)
+        client = self.client
+        with faults(self.imds, bus):
             try:
-                answer = self.client.put_events(Entries=entries)
+                answer = client.put_events(Entries=entries)
                 results = [
                     Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
                 ]
@@ -225,7 +245,7 @@ class Publisher:
     def tag(self, name: str) -> str | None:
         """Return the value of an instance tag, None where tags are off or there is no such tag."""
         if name not in self._tags:
-            self._tags[name] = None if self.config.resource else self.metadata.get(TAG + name)
+            self._tags[name] = None if self.config.resource else self.imds.get(TAG + name)
         return self._tags[name]
 
     def _aws_region(self) -> str:
@@ -242,7 +262,7 @@ class Publisher:
         try:
             self.aws.get_partition_for_region(self.region)
         except aws.UnknownRegionError:
-            domain = None if self.config.resource else self.metadata.get(DOMAIN)
+            domain = None if self.config.resource else self.imds.get(DOMAIN)
             if not domain:
                 return None
             if self._wants("dualstack"):
@@ -345,7 +365,7 @@ def configuring() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
+def faults(imds: Imds | None = None, bus: str = "") -> Iterator[None]:
     """Turn what botocore raises into what a person can act on."""
     try:
         yield
@@ -355,17 +375,21 @@ def faults(metadata: Metadata | None = None, bus: str = "") -> Iterator[None]:
         service = _service(bus) if error.operation_name == "PutEvents" else error.operation_name
         message = f"{service}: {code or http}: {_said(said.get('Message'))}"
         raise TattleError(message, _status(code, http), _advice(code, http)) from error
-    except (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError) as e:
-        # A profile with credential_source has a fetcher of botocore's, of which ours knows nothing.
-        of_role = isinstance(e, aws.NoCredentialsError)
-        ours = metadata if metadata and (of_role or metadata.failed()) else None
-        fault = ours.fault() if ours else str(e)
-        status = os.EX_NOPERM if ours and ours.reachable() else os.EX_UNAVAILABLE
-        raise TattleError(
-            f"no credentials: {fault}", status, ours.advice() if ours else FIX_FILES
-        ) from e
+    except NO_CREDENTIALS as error:
+        raise no_credentials(error, imds) from error
     except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
         fault = f"EventBridge can't be reached: {error}"
         raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except aws.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
+
+
+def no_credentials(error: aws.BotoCoreError, imds: Imds | None) -> TattleError:
+    """Return the error for credentials that botocore did not get; of a role's IMDS knows why."""
+    of_role = isinstance(error, aws.NoCredentialsError) or error.kwargs.get("provider") in FROM_IMDS
+    if imds and of_role:
+        try:
+            imds.role_expiration()
+        except TattleError as why:
+            return TattleError(f"no credentials: {why}", why.status, why.advice)
+    return TattleError(f"no credentials: {error}", os.EX_UNAVAILABLE, FIX_FILES)

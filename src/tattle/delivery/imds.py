@@ -1,7 +1,7 @@
-"""IMDSv2: who this instance is, and why IMDS would not say.
+"""IMDSv2: who this instance is, and why its role has no credentials.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
-botocore's own fetcher does the requests, for the identity as for the credentials; never v1.
+botocore gets the credentials themselves, by the same settings. Never version 1, nor by a proxy.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Callable
-from typing import Any, TypedDict, cast
+from typing import NoReturn, TypedDict, cast
 
-from botocore.exceptions import BotoCoreError, ConnectTimeoutError, ReadTimeoutError
+from botocore.exceptions import InvalidIMDSEndpointError
 from botocore.session import Session
-from botocore.utils import BadIMDSRequestError, InstanceMetadataFetcher, resolve_imds_endpoint_mode
+from botocore.utils import is_valid_uri, resolve_imds_endpoint_mode
+from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from tattle.errors import TattleError
 
 TIMEOUT = 1  # seconds for a connection, and for an answer
 ATTEMPTS = 3
+ENDPOINTS = {"ipv4": "http://169.254.169.254/", "ipv6": "http://[fd00:ec2::254]/"}
+TOKEN = "latest/api/token"
+TOKEN_HEADER = "x-aws-ec2-metadata-token"
+TOKEN_SECONDS = 21600  # the most that IMDS gives
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
 IDENTITY = "latest/dynamic/instance-identity/document"
 TAG = "latest/meta-data/tags/instance/"
@@ -28,6 +33,7 @@ PARTITION = "latest/meta-data/services/partition"
 DOMAIN = "latest/meta-data/services/domain"
 ROLES = "latest/meta-data/iam/security-credentials/"
 
+NO_ANSWER = "does not answer (not on EC2? hop limit too small for a container?)"
 ELSEWHERE = "not on EC2: set `resource` and `region` in /etc/tattle.conf"
 OPTIONS = "aws ec2 modify-instance-metadata-options --instance-id INSTANCE"
 ENABLE = f"{OPTIONS} --http-endpoint enabled; {ELSEWHERE}"
@@ -43,11 +49,11 @@ FAULTY = "try again; if it stays so, look at what answers at that address"
 
 # The document's fields that must be there, and how they look
 NEEDED = {
-    "accountId": re.compile(r"\d{12}").fullmatch,
-    "instanceId": re.compile(r"[\w-]+").fullmatch,
-    "region": re.compile(r"[a-z0-9]+(-[a-z0-9]+)+").fullmatch,
+    "accountId": r"[0-9]{12}",
+    "instanceId": r"[\w-]+",
+    "region": r"[a-z0-9]+(-[a-z0-9]+)+",
 }
-BOTOCORE_GIVES_UP = (InstanceMetadataFetcher._RETRIES_EXCEEDED_ERROR_CLS, BadIMDSRequestError)
+CREDENTIALS = ("AccessKeyId", "SecretAccessKey", "Token")
 
 
 class IdentityDocument(TypedDict, total=False):
@@ -62,134 +68,116 @@ class IdentityDocument(TypedDict, total=False):
     privateIp: str
 
 
-class Metadata(InstanceMetadataFetcher):  # type: ignore[misc]
-    """botocore's fetcher, with a memory of what went wrong, which botocore would only log."""
-
-    _session: Any
+class Imds:
+    """A client for IMDSv2, with botocore's settings. What it can't do raises TattleError."""
 
     def __init__(self, session: Session) -> None:
         setting = session.get_config_variable
-        super().__init__(
-            timeout=setting("metadata_service_timeout"),
-            num_attempts=setting("metadata_service_num_attempts"),
-            user_agent=session.user_agent(),
-            config={
-                "ec2_metadata_service_endpoint": setting("ec2_metadata_service_endpoint"),
-                "ec2_metadata_service_endpoint_mode": resolve_imds_endpoint_mode(session),
-                "ec2_metadata_v1_disabled": True,
-            },
-        )
-        self._session = _Witness(self._session)
-        self.expiration = ""  # of the role's credentials, as IMDS last said it
-
-    def fault(self) -> str:
-        """Say what the last request came to, for a person."""
-        disabled = "is disabled by AWS_EC2_METADATA_DISABLED"
-        return f"IMDS at {self.get_base_url()} {disabled if self._disabled else self._session.seen}"
-
-    def advice(self) -> str:
-        """Say what to do about it."""
-        return "unset AWS_EC2_METADATA_DISABLED" if self._disabled else str(self._session.advice)
-
-    def error(self, more: str = "") -> TattleError:
-        """Return the error for what the last request came to."""
-        return TattleError(self.fault() + more, os.EX_UNAVAILABLE, self.advice())
-
-    def reachable(self) -> bool:
-        """Tell whether the last request got an answer that was not a fault of IMDS itself."""
-        return self._session.status in (200, 404)
-
-    def failed(self) -> bool:
-        """Tell whether the last request was made, and got no such answer."""
-        return bool(self._session.advice) and not self.reachable()
+        mode = resolve_imds_endpoint_mode(session)
+        self.url: str = setting("ec2_metadata_service_endpoint") or ENDPOINTS[mode]
+        if not is_valid_uri(self.url):
+            raise InvalidIMDSEndpointError(endpoint=self.url)
+        self._attempts = max(1, setting("metadata_service_num_attempts"))
+        self._http = PoolManager(timeout=setting("metadata_service_timeout"), retries=False)
+        self._token = ""
 
     def get(self, path: str) -> str | None:
-        """Return the text at a path, or None if there is none. Raises TattleError."""
-        try:
-            response = self._get_request(path, _is_fault, self._fetch_metadata_token())
-        except (BotoCoreError, ValueError, *BOTOCORE_GIVES_UP) as error:
-            raise self.error() from error
-        return None if response.status_code == 404 else cast(str, response.text)
+        """Return the text at a path, None if there is nothing."""
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+            self._fail(
+                "is disabled by AWS_EC2_METADATA_DISABLED", "unset AWS_EC2_METADATA_DISABLED"
+            )
+        if not self._token:
+            asked = {f"{TOKEN_HEADER}-ttl-seconds": str(TOKEN_SECONDS)}
+            token = self._request("PUT", TOKEN, asked) or self._not_found("PUT", TOKEN)
+            if not sendable(token):
+                self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", FAULTY)
+            self._token = token
+        return self._request("GET", path, {TOKEN_HEADER: self._token})
 
     def identity(self) -> IdentityDocument:
-        """Return the instance's identity document. Raises TattleError."""
-        text = self.get(IDENTITY)
-        if text is None:
-            raise self.error()
-        self._session.advice = FAULTY
+        """Return the instance's identity document."""
+        text = self.get(IDENTITY) or self._not_found("GET", IDENTITY)
+        found = f"answers 200 to GET {_short(IDENTITY)} with"
         try:
             document = json.loads(text)
             missing = [name for name in NEEDED if not document.get(name)]
         except (ValueError, AttributeError):
-            raise self.error(" with no identity document") from None
+            self._fail(f"{found} no identity document", FAULTY)
         if missing:
-            raise self.error(f" with an identity document without {', '.join(missing)}")
-        malformed = [name for name, form in NEEDED.items() if not _is(form, document[name])]
-        if malformed:
-            raise self.error(f" with an identity document whose {malformed[0]} is malformed")
+            self._fail(f"{found} an identity document without {', '.join(missing)}", FAULTY)
+        for name, form in NEEDED.items():
+            if not isinstance(document[name], str) or not re.fullmatch(form, document[name]):
+                self._fail(f"{found} an identity document whose {name} is malformed", FAULTY)
         return cast(IdentityDocument, document)
 
-    def _get_credentials(self, role_name: str, token: str | None = None) -> Any:
-        credentials = super()._get_credentials(role_name, token)
-        given, advice = "malformed ones", REATTACH
-        if isinstance(credentials, dict):
-            code = credentials.get("Code", "Success")
+    def role_expiration(self) -> datetime.datetime:
+        """Return until when the role's credentials are valid; the error says why there are none."""
+        roles = self.get(ROLES) or self._not_found("GET", ROLES, ATTACH, os.EX_NOPERM)
+        role = roles.split("\n")[0]
+        asked = f"asked for the credentials of the role {role} gives"
+        try:
+            answer = json.loads(self.get(ROLES + role) or "")
+            code = str(answer.get("Code", "Success"))
             if code != "Success":
-                given = f"none: {code}: {credentials.get('Message')}"
-                advice = TRUST if "AssumeRole" in str(code) else REATTACH
-            elif self._are_whole(credentials):
-                return credentials
-        self._session.seen = f"asked for the credentials of the role {role_name} gives {given}"
-        self._session.advice = advice
-        return {}
+                advice = TRUST if "AssumeRole" in code else REATTACH
+                self._fail(f"{asked} none: {code}: {answer.get('Message')}", advice, os.EX_NOPERM)
+            if not all(sendable(answer[part]) for part in CREDENTIALS):
+                raise ValueError
+            expiration = datetime.datetime.strptime(answer["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self._fail(f"{asked} malformed ones", REATTACH, os.EX_NOPERM)
+        return expiration.replace(tzinfo=datetime.timezone.utc)
 
-    def _are_whole(self, credentials: dict[str, object]) -> bool:
-        texts = [credentials.get(name) for name in self._REQUIRED_CREDENTIAL_FIELDS]
-        if not all(isinstance(t, str) and t and t.isascii() and t.isprintable() for t in texts):
-            return False
-        self.expiration = str(credentials["Expiration"])
-        try:
-            datetime.datetime.strptime(self.expiration, "%Y-%m-%dT%H:%M:%SZ")
-        except ValueError:
-            return False
-        return True
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> str | None:
+        """Return the text of an answer, None if there is nothing: 404."""
+        answer = self._answer(method, f"{self.url.rstrip('/')}/{path}", headers)
+        if answer.status == 404:
+            return None
+        if answer.status != 200 or not answer.data:
+            self._token = ""  # if it has expired, the next one won't have
+            fault, advice = f"answers {answer.status} to {method} {_short(path)}", FAULTY
+            if answer.status == 403:
+                fault, advice = f"{fault} (is the instance metadata service enabled?)", ENABLE
+            self._fail(fault, advice)
+        return answer.data.decode(errors="replace")
 
+    def _answer(self, method: str, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        """Return what is answered, by the last attempt where those before found a fault."""
+        for left in reversed(range(self._attempts)):
+            try:
+                answer = self._http.request(method, url, headers=headers)
+                if not left or is_final(answer):
+                    break
+            except NewConnectionError:  # which is a ConnectTimeoutError to urllib3
+                if not left:
+                    self._fail("can't be reached (not on EC2?)", ENABLE)
+            except (ConnectTimeoutError, ReadTimeoutError) as error:
+                if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
+                    self._fail(NO_ANSWER, HOP_LIMIT)
+            except HTTPError as error:
+                if not left:
+                    self._fail(f"does not speak HTTP: {error}", FAULTY)
+        return answer
 
-class _Witness:
-    """An HTTP session that remembers what the last request came to, and what to do about it."""
+    def _not_found(
+        self, method: str, path: str, advice: str = ELSEWHERE, status: int = os.EX_UNAVAILABLE
+    ) -> NoReturn:
+        self._fail(f"answers 404 to {method} {_short(path)}", advice, status)
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self.status = 0
-        self.seen = "was not asked"
-        self.advice = ""
-
-    def send(self, request: Any) -> Any:
-        self.status = 0
-        try:
-            response = self._session.send(request)
-        except (ConnectTimeoutError, ReadTimeoutError):
-            self.seen = "does not answer (not on EC2? hop limit too small for a container?)"
-            self.advice = HOP_LIMIT
-            raise
-        except BotoCoreError:
-            self.seen, self.advice = "can't be reached (not on EC2?)", ENABLE
-            raise
-        self.status = response.status_code
-        path = request.url.partition("/latest/")[2]
-        self.seen = f"answers {self.status} to {request.method} {path}"
-        self.advice = FAULTY
-        if self.status == 403:
-            self.seen += " (is the instance metadata service enabled?)"
-            self.advice = ENABLE
-        elif self.status == 404:
-            self.advice = ATTACH if request.url.endswith(ROLES) else ELSEWHERE
-        return response
+    def _fail(self, fault: str, advice: str, status: int = os.EX_UNAVAILABLE) -> NoReturn:
+        raise TattleError(f"IMDS at {self.url} {fault}", status, advice)
 
 
-def _is(form: Callable[[str], object], value: object) -> bool:
-    return isinstance(value, str) and bool(form(value))
+def is_final(answer: BaseHTTPResponse) -> bool:
+    """Tell whether to ask again is of no use."""
+    return bool(answer.data) if answer.status == 200 else answer.status < 500
 
 
-def _is_fault(response: Any) -> bool:
-    return response.status_code != 404 and (response.status_code != 200 or not response.content)
+def sendable(text: object) -> bool:
+    """Tell whether a part of credentials can be sent in a header."""
+    return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
+
+
+def _short(path: str) -> str:
+    return path.partition("/")[2]

@@ -15,7 +15,15 @@ from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 
 from tattle.delivery.config import PATH, Config, load
-from tattle.delivery.events import Publisher, arn, aws_session, faults, proxies
+from tattle.delivery.events import (
+    ROLE,
+    Publisher,
+    arn,
+    aws_session,
+    faults,
+    find_credentials,
+    proxies,
+)
 from tattle.delivery.imds import REATTACH
 from tattle.errors import TattleError
 from tattle.shell.finding import ERROR, OK, SKIPPED, Finding, failed
@@ -40,8 +48,8 @@ def configuration() -> Iterator[Finding]:
 def identity(config: Config) -> Iterator[Finding]:
     """Find out which instance this is."""
     try:
-        session, metadata = aws_session()
-        resource = config.resource or arn(session, metadata, metadata.identity())
+        session, imds = aws_session()
+        resource = config.resource or arn(session, imds, imds.identity())
     except TattleError as error:
         yield failed("identity", error)
     else:
@@ -51,22 +59,18 @@ def identity(config: Config) -> Iterator[Finding]:
 def role() -> Iterator[Finding]:
     """Look for credentials, and whether they are still valid."""
     try:
-        session, metadata = aws_session()
-        with faults(metadata):
-            credentials = session.get_credentials()
-        if credentials is None:
-            fault = f"no credentials: {metadata.fault()}"
-            raise TattleError(fault, os.EX_NOPERM, metadata.advice())
+        session, imds = aws_session()
+        credentials = find_credentials(session, imds)
+        found = f"credentials from {credentials.method}"
+        if credentials.method != ROLE:
+            yield Finding("role", OK, found)
+            return
+        # Not botocore's own expiry, which it extends when IMDS gives credentials that are too old.
+        expiration = imds.role_expiration()
     except TattleError as error:
         yield failed("role", error)
         return
-    found = f"credentials from {credentials.method}"
-    if not metadata.expiration:
-        yield Finding("role", OK, found)
-        return
-    # Not botocore's own expiry, which it extends when IMDS gives credentials that are too old.
-    expiry = datetime.datetime.strptime(metadata.expiration, "%Y-%m-%dT%H:%M:%S%z")
-    left = (expiry - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    left = (expiration - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
     if left > 0:
         yield Finding("role", OK, f"{found}, valid for {left / 3600:.1f} h")
     else:
@@ -78,13 +82,13 @@ def endpoint(config: Config) -> Iterator[Finding]:
     """Connect to EventBridge, and compare its clock with ours."""
     try:
         publisher = Publisher(config, TIMEOUT)
+        url = publisher.client.meta.endpoint_url
     except TattleError as error:
         if error.status == os.EX_CONFIG:
             yield failed("endpoint", error)
         else:
             yield Finding("endpoint", SKIPPED, "needs the region, and so the instance's identity")
         return
-    url = publisher.client.meta.endpoint_url
     host = urllib.parse.urlsplit(url).hostname or ""
     if not config.proxy:
         try:

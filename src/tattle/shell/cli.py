@@ -162,7 +162,7 @@ def smoke_test(options: argparse.Namespace) -> int:
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
     from tattle.delivery.config import load
-    from tattle.delivery.events import Publisher
+    from tattle.delivery.events import Publisher, find_credentials
 
     waiting_for = "IMDS"
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
@@ -174,6 +174,7 @@ def smoke_test(options: argparse.Namespace) -> int:
         account = publisher.document.get("accountId", NO_ACCOUNT)
         print(json.dumps(as_delivered(entry, publisher.region, account), indent=2))
         return 0
+    find_credentials(publisher.aws, publisher.imds)
     url = publisher.client.meta.endpoint_url
     waiting_for = f"EventBridge at {url}; the event may have arrived"
     event_id = publisher.send(entry)
@@ -251,8 +252,8 @@ def own_iam_policy() -> str:
         from tattle.delivery.events import arn, aws_session
 
         bus = load().event_bus or "default"
-        session, metadata = aws_session()
-        _, partition, _, region, account, _ = arn(session, metadata, metadata.identity()).split(":")
+        session, imds = aws_session()
+        _, partition, _, region, account, _ = arn(session, imds, imds.identity()).split(":")
     except TattleError as error:
         print(f"tattle: put in your region and account: {one_line(str(error))}", file=sys.stderr)
         return recipes.text(recipes.IAM_POLICY)
