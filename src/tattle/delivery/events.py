@@ -1,4 +1,4 @@
-"""What is said, and saying it: session event + instance → PutEvents entry; publishing a batch.
+"""EventBridge: from a session event and the instance to a PutEvents entry; sending a batch.
 
 https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
 """
@@ -10,6 +10,7 @@ import datetime
 import functools
 import os
 import pwd
+import ssl
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from botocore.config import Config as ClientConfig
 from botocore.credentials import Credentials
 from botocore.parsers import ResponseParserError
 from botocore.session import Session as AwsSession
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from tattle import __version__
 from tattle.delivery.config import PATH, Config
@@ -40,27 +42,31 @@ from tattle.login.pam import Session
 from tattle.trust import trusted
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
-# PutEventsResultEntry: what no later try can change. Permissions and names can be mended.
+# PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.
 FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
 TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
 OUR_FAULT = ("ResourceNotFoundException", "NotAuthorizedForSource", "NotAuthorizedForDetailType")
 DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
 CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
-# What may befall a request that was sent. (HTTPClientError itself: an address that is none, say.)
-CUT = (aws.ConnectionClosedError, aws.ReadTimeoutError, aws.ResponseStreamingError)
-UNEXPECTED = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
+# What can happen to a request that was sent
+CONNECTION_LOST = (aws.ConnectionClosedError, aws.ReadTimeoutError, aws.ResponseStreamingError)
+UNEXPECTED_RESPONSE = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
 NO_CREDENTIALS = (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError)
 ROLE = "iam-role"  # the instance's, as botocore names it; and as a profile names it:
 FROM_IMDS = (ROLE, "Ec2InstanceMetadata")
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
+CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
+CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
+NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
+NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
 Entry = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """What EventBridge said of one entry: its id, or why not."""
+    """What became of one entry: the event's id, or why EventBridge refused it."""
 
     event_id: str
     error: TattleError | None
@@ -213,11 +219,11 @@ class Publisher:
                 results = [
                     Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
                 ]
-            except CUT as error:
+            except CONNECTION_LOST as error:
                 if not _was_sent(error):
                     raise
                 raise Unanswered(str(error)) from error
-            except UNEXPECTED as error:
+            except UNEXPECTED_RESPONSE as error:
                 raise Unanswered("unexpected response") from error
         if len(results) != len(entries):
             raise Unanswered(f"unexpected response: {len(results)} results for {len(entries)}")
@@ -293,15 +299,14 @@ def entry_size(entry: Entry) -> int:
     return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
 
 
-def unreachable(error: aws.BotoCoreError) -> str:
-    """Return what to do about a connection that did not come about."""
-    fault = str(error)
-    if "expired" in fault or "not yet valid" in fault:
-        return "is the clock right? else whoever runs the endpoint must renew its certificate"
-    if "doesn't match" in fault or "Hostname mismatch" in fault:
-        return f"`endpoint-url` in {PATH} must name the host that the certificate names"
-    if "CERTIFICATE" in fault or "SSL" in fault:
-        return f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
+def unreachable(error: BaseException | None) -> str:
+    """Return what to do about a connection that could not be made."""
+    while error:
+        if isinstance(error, CertificateError):  # urllib3 compares the names itself
+            return NAME_ADVICE
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return CLOCK_ADVICE if error.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
+        error = error.__context__
     return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
 
 
@@ -320,7 +325,7 @@ def _refusal(result: dict[str, str], bus: str) -> TattleError | None:
     code = result.get("ErrorCode") or ""
     if not code and result.get("EventId"):
         return None
-    message = f"{_service(bus)} rejected the event: {code}: {_said(result.get('ErrorMessage'))}"
+    message = f"{_service(bus)} rejected the event: {code}: {_redacted(result.get('ErrorMessage'))}"
     return TattleError(message, _status(code, 200), _advice(code, 200))
 
 
@@ -328,8 +333,8 @@ def _service(bus: str) -> str:
     return f"EventBridge, event bus {bus}" if bus else "EventBridge"
 
 
-def _said(message: str | None) -> str:
-    """Return an error text of AWS's without what could hold a token: the request it saw."""
+def _redacted(message: str | None) -> str:
+    """Return an error message of AWS's without the request that it may repeat, token and all."""
     return (message or "").split("\n")[0].partition("The Canonical String")[0][:300]
 
 
@@ -357,7 +362,7 @@ def _advice(code: str, http: int) -> str:
 
 @contextlib.contextmanager
 def configuring() -> Iterator[None]:
-    """Turn what botocore raises over a senseless setting into what a person can act on."""
+    """Turn what botocore raises over an invalid setting into what a person can act on."""
     try:
         yield
     except ValueError as error:
@@ -373,7 +378,7 @@ def faults(imds: Imds | None = None, bus: str = "") -> Iterator[None]:
         said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
         code = said.get("Code", "")
         service = _service(bus) if error.operation_name == "PutEvents" else error.operation_name
-        message = f"{service}: {code or http}: {_said(said.get('Message'))}"
+        message = f"{service}: {code or http}: {_redacted(said.get('Message'))}"
         raise TattleError(message, _status(code, http), _advice(code, http)) from error
     except NO_CREDENTIALS as error:
         raise no_credentials(error, imds) from error

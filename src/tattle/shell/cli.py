@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tattle.errors import TattleError, one_line, runnable
@@ -52,6 +51,8 @@ def run(arguments: list[str] | None) -> int:
     """Do as main() says; raises BrokenPipeError."""
     grammar = parser()
     options = grammar.parse_args(arguments)
+    if options.version:
+        return version()
     if options.dry_run and options.command is not smoke_test:
         grammar.error("--dry-run goes with the smoke test alone, and with no command")
     if options.debug:
@@ -108,7 +109,7 @@ def parser() -> Parser:
         " [--wait[=SECONDS]]. With --wait the login waits until EventBridge has the event, 5 s at"
         " most or as many seconds as are given.",
     )
-    top.add_argument("--version", action=Version, help="say which build of it this is")
+    top.add_argument("--version", action="store_true", help="say which build of it this is")
     top.add_argument("--debug", action="store_true", help="say what happens on the way")
     top.add_argument(
         "--dry-run", action="store_true", help="print the smoke test's event, send nothing"
@@ -138,17 +139,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(os.EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-class Version(argparse.Action):
-    """Prints the version, for which botocore is imported."""
+def version() -> int:
+    """Say which tattle this is, and what it runs on."""
+    from tattle.shell.version import version
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from tattle.shell.version import version
-
-        print(version())
-        parser.exit()
+    print(version())
+    return 0
 
 
 def smoke_test(options: argparse.Namespace) -> int:
