@@ -1,8 +1,8 @@
 """The deliverer: empty the spool, oldest first, until EventBridge has all.
 
-A process of its own, started by a hook, which shares nothing with the login. It leaves the login
-first, is then next, and then waits for the lock of the deliverer.
-Nothing here forgets a record that EventBridge has not confirmed, unless it is set aside.
+A process of its own, which a hook starts. It leaves the login first, is then next, and then waits
+for the deliverer's lock. No record is removed that EventBridge has not confirmed; what can never be
+sent is set aside.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tattle.delivery.config import Config, load
 from tattle.delivery.fault import Unanswered, forget, keep, last
+from tattle.delivery.leave import leave_login
 from tattle.delivery.pamd import believed
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
 from tattle.errors import TattleError, log
-from tattle.login.hook import SIGNALS, lift_limits, reset_timer_slack
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
@@ -45,26 +45,23 @@ LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads bo
 POLL_SECONDS = 0.01  # between two looks while staying
 WAKE_POLL_SECONDS = 0.5  # between two looks in a pause
 GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
-LIFE = 15 * 60.0  # seconds after which a busy deliverer makes room for a fresh one
+LIFE = 15 * 60.0  # seconds after which a busy deliverer leaves it to a new one
 BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
-BACKLOG = 60.0  # seconds of waiting after which a delivery is a recovery, worth a line in the log
-NICE = 10  # what else the machine does comes first
-CPUS = 1024  # more than there are: all
-IONICE = ("/usr/bin/ionice", "--class=best-effort", "--classdata=7")
-CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
-AGAIN = "again"  # the argument of who has unpacked: if the front door can't use it, so be it
+BACKLOG = 60.0  # seconds: a record that has waited longer is worth a line in the log
+AGAIN = "again"  # argument: it has been unpacked. If the front door can't use that, don't repeat it
 
 
 def main(arguments: list[str]) -> int:
     """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
     leave_login()
+    os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
     if not from_archive():
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     elif AGAIN not in arguments:
         # Nothing is unpacked, or the front door could not use it.
-        with contextlib.suppress(TattleError):  # it is met again, and kept as the fault
+        with contextlib.suppress(TattleError):  # it comes up again below, and is kept as the fault
             repair()
             unpack()
             begin_anew(AGAIN)
@@ -78,51 +75,17 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
-    os._exit(status)  # nothing is left to do; who is next has what has just been accepted
+    os._exit(status)  # who is next delivers what has just been accepted
 
 
 def begin_anew(*arguments: str) -> NoReturn:
-    """Become a fresh process, of the build that is installed and unpacked now."""
-    signal.setitimer(signal.ITIMER_REAL, 0)  # it would outlast this
+    """Replace this process by a new one, of the build that is installed and unpacked now."""
+    signal.setitimer(signal.ITIMER_REAL, 0)  # an exec keeps it
     os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 
-def leave_login() -> None:
-    """Leave what the login could hold: its cgroup, session, folder, limits, signals, scheduling."""
-    for hierarchy in CGROUPS:
-        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", "0")
-    write("/proc/self/oom_score_adj", "0")
-    reset_timer_slack()
-    for number in SIGNALS:
-        usual = signal.getsignal(number)
-        signal.signal(number, signal.SIG_IGN)  # forgets what was sent to the login
-        signal.signal(number, usual)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    with contextlib.suppress(OSError):
-        os.setsid()
-    os.chdir("/")
-    os.umask(0o077)
-    lift_limits()
-    with contextlib.suppress(OSError):  # a container may forbid some of it
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.sched_setaffinity(0, range(CPUS))
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {})
-    os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): a dead name server
-
-
-def write(path: str, text: str) -> None:
-    """Write to a file of the kernel's, if it is there and ours to write."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-
-
 def is_given_up(spool: Spool) -> bool:
-    """Tell whether the deliverer before gave up on all that waits: the next login tries again."""
+    """Tell whether the last deliverer gave up on all that waits, which is for the next login."""
     fault, names = last(spool), spool.waiting()
     if not fault or not fault.gave_up or not names or spool.holds(WAKE):
         return False
@@ -151,7 +114,7 @@ def backoff(uniform: Callable[[float, float], float] = random.uniform) -> Iterat
 
 
 class Deliverer:
-    """One run of delivery, by who holds the locks of these spools. It raises no TattleError."""
+    """Delivers from the spools whose locks it holds. Raises no TattleError."""
 
     def __init__(self, spools: list[Spool], heartbeat: Heartbeat) -> None:
         self.spools = spools
@@ -283,7 +246,7 @@ class Deliverer:
                 fault = f"can't read {self.spool_of[name].path}/{name}: {error.strerror}"
                 self.kept_back = TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check")
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
-            self.set_aside(name, f"{type(error).__name__}: {error}")  # it must not stop others
+            self.set_aside(name, f"{type(error).__name__}: {error}")  # it must not keep others back
         return None
 
     def session(self, name: str) -> Session:
@@ -319,7 +282,7 @@ class Deliverer:
             if len(batch) == 1:
                 self.set_aside(next(iter(batch)), str(error))
             else:
-                for name, entry in batch.items():  # one of them spoiled the call
+                for name, entry in batch.items():  # one of them made the call fail
                     self.publish({name: entry}, publisher)
             return
         accepted = [name for name, result in zip(batch, results) if not result.error]
@@ -363,7 +326,7 @@ class Deliverer:
                 return
 
     def answer_wake(self) -> None:
-        """Let a flush know that this try is for it: no fault is kept but what comes of it."""
+        """Tell a waiting flush that this try is for it: the next fault that is kept is its."""
         for spool in self.spools:
             if spool.holds(WAKE):
                 spool.remove([FAULT, WAKE])
@@ -376,7 +339,7 @@ class Deliverer:
         return sorted(found.keys() - self.stuck)
 
     def keep_fault(self, error: TattleError, gave_up: bool) -> None:
-        """Say what keeps events back: in the log once, however often it is tried."""
+        """Keep and log what keeps events back; the same fault is logged once."""
         if self.fault is None or str(error) != str(self.fault):
             if repair():
                 begin_anew()
@@ -387,7 +350,7 @@ class Deliverer:
             keep(spool, error, waiting, gave_up)
 
     def recovered(self, late: bool) -> None:
-        """Say that nothing keeps events back any longer."""
+        """Forget the fault, and log that events are delivered again."""
         if self.fault or late:
             log(f"delivering again: {self.delivered} events that had waited are sent")
         self.fault = None
@@ -401,12 +364,12 @@ def resend_pauses() -> Iterator[float]:
 
 
 def too_slow() -> TattleError:
-    """Return the error for an instance metadata service that only trickles."""
+    """Return the error for an IMDS or STS whose answers never end."""
     fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
     return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")
 
 
 def defect(error: Exception) -> TattleError:
-    """Return the error that tells of one of ours."""
+    """Return the error for an exception that nobody expected."""
     advice = "please report it, with the output of: tattle --debug"
     return TattleError(f"a defect: {type(error).__name__}: {error}", os.EX_SOFTWARE, advice)
