@@ -1,7 +1,7 @@
 """Puts botocore and tattle, compiled, where Python finds them: in /var/cache, once for each build.
 
 botocore reads files beside its modules, so it can't run from the archive. Never on the login's
-path: this is the deliverer's and the command line's business.
+path: the deliverer and the command line do it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def unpack() -> None:
 
 
 def repair() -> bool:
-    """Replace the unpacked build if a file of it is missing or damaged; it pays to begin anew then.
+    """Replace the unpacked build if a file of it is missing or damaged; tell whether to start anew.
 
-    Also if it is no longer there. Not if it was replaced within the last hour: that did not help.
+    That is also so if the build is gone. A build that was replaced within the last hour is not
+    replaced again: that did not help.
     """
     try:
         archive = _archive()
@@ -65,7 +66,7 @@ def repair() -> bool:
                 (_unpacked(archive).parent / REPAIRED).touch()
                 return True
     except (OSError, TattleError):
-        return False  # nowhere to repair it; what it was about is told anyway
+        return False  # nowhere to repair it; the caller reports its own error
     # An upgrade has removed the build that this process runs from, or somebody has.
     return not from_archive() and not os.path.exists(tattle.__path__[0])
 
@@ -150,7 +151,7 @@ def _unpacked(archive: zipfile.ZipFile) -> Path:
 def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     """Unpack and compile under another name, have it on disk, and only then give it its name.
 
-    Then remove what other builds left. Who still runs one of them and misses something unpacks its
+    Then remove other builds. A process that still runs one of them, and misses a file, unpacks its
     own again.
     """
     import compileall

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tattle.delivery.config import Config, load
 from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.leave import leave_login
-from tattle.delivery.pamd import believed
+from tattle.delivery.pamd import trusts_sshd
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
 from tattle.errors import TattleError, log
 from tattle.login.pam import Session, parse
@@ -234,7 +234,7 @@ class Deliverer:
     def entry(self, name: str, publisher: Publisher) -> Entry | None:
         """Return a record's entry; None if it has none, and then it is out of the way."""
         try:
-            return publisher.entry(self.session(name), believed)
+            return publisher.entry(self.session(name), trusts_sshd)
         except TattleError as error:
             if error.status not in (os.EX_DATAERR, os.EX_USAGE):
                 raise

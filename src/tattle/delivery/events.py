@@ -181,8 +181,8 @@ class Publisher:
                 ),
             )
 
-    def entry(self, session: Session, believed: Callable[[Session], bool]) -> Entry:
-        """Return the PutEvents entry for a session event; believed is detail()'s.
+    def entry(self, session: Session, trusts_sshd: Callable[[Session], bool]) -> Entry:
+        """Return the PutEvents entry for a session event; trusts_sshd is detail()'s.
 
         Raises TattleError if it is too large.
         """
@@ -193,7 +193,7 @@ class Publisher:
             "Source": config.source,
             "Resources": [self.resource],
             "DetailType": config.detail_type,
-            "Detail": detail(session, config.fields, self.document, self.tag, believed),
+            "Detail": detail(session, config.fields, self.document, self.tag, trusts_sshd),
         }
         if config.event_bus:
             entry["EventBusName"] = config.event_bus

@@ -12,7 +12,7 @@ from tattle.errors import TattleError
 from tattle.login.spool import FAULT, FAULT_NEW, Spool
 
 
-class Unanswered(TattleError):  # noqa: N818  # no fault of ours
+class Unanswered(TattleError):  # noqa: N818
     """What was sent got no answer that says what became of it: it may have arrived."""
 
     def __init__(self, reason: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tattle.delivery.imds import IdentityDocument
 
 DEFAULT = ("username", "remote_host", "session")
-ABSENT = object()  # the field has no meaning here and is left out; None is said as null
+ABSENT = object()  # the field has no meaning here and is left out; None becomes null
 KEYGEN = "/usr/bin/ssh-keygen"
 KEYGEN_SECONDS = 5  # it takes some milliseconds
 
@@ -32,27 +32,27 @@ def detail(
     fields: tuple[str, ...],
     document: IdentityDocument,
     tag: Callable[[str], str | None],
-    believed: Callable[[Session], bool],
+    trusts_sshd: Callable[[Session], bool],
 ) -> str:
     """Return the JSON text of `detail`.
 
-    tag gives an instance tag's value, or None; believed tells whether no user can have set
-    what sshd says of the connection.
+    tag gives an instance tag's value, or None; trusts_sshd tells whether no user can have
+    set what sshd says of the connection.
     """
-    said: dict[str, object] = {}
+    values: dict[str, object] = {}
     for field in fields:
         if field.startswith("tag:"):
             value: object = tag(field[4:])
             value = ABSENT if value is None else value
         elif field in FROM_SSHD:
-            value = FROM_SSHD[field](session) if believed(session) else None
+            value = FROM_SSHD[field](session) if trusts_sshd(session) else None
         elif field in FROM_INSTANCE:
             value = document.get(FROM_INSTANCE[field])
         else:
             value = FROM_SESSION[field](session)
         if value is not ABSENT:
-            said[field] = value
-    return json.dumps(said)
+            values[field] = value
+    return json.dumps(values)
 
 
 def event_id(session: Session) -> str:
@@ -75,7 +75,7 @@ def duration(session: Session) -> object:
 
 
 def age(session: Session) -> float | None:
-    """Return the seconds since the session's process started, if the moment knew."""
+    """Return the seconds since the session's process started, if the hook could tell."""
     try:
         uptime = int(session.context["TATTLE_UPTIME"]) / 1e9
         started = int(session.context["TATTLE_PARENT_START"]) / os.sysconf("SC_CLK_TCK")
@@ -122,7 +122,7 @@ def fingerprint(key: str) -> str | None:
 
 
 def connection(session: Session) -> dict[str, object] | None:
-    """Return both ends of the connection, from sshd(8)'s SSH_CONNECTION."""
+    """Return both ends of the connection, from sshd's SSH_CONNECTION, ssh(1)."""
     try:
         host, port, local_host, local_port = session.context[
             "TATTLE_UNVERIFIED_SSH_CONNECTION"

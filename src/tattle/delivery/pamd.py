@@ -1,4 +1,4 @@
-"""PAM's configuration, pam.d(5): what a service's stack runs, and whether users have a say.
+"""PAM's configuration, pam.d(5): what a service's stack runs, and whether users can set variables.
 
 It is read as libpam reads it: _pam_parse_conf_file() and _pam_dispatch() in Linux-PAM's libpam.
 """
@@ -115,11 +115,11 @@ class Stack:
                     self.lines.append(found)
 
 
-def believed(session: Session) -> bool:
-    """Tell whether what sshd said of a session's connection can't have been put there by its user.
+def trusts_sshd(session: Session) -> bool:
+    """Tell whether what sshd said of a session's connection can't come from its user instead.
 
-    What let users in may have been fixed since; so nothing of the stack may have changed since the
-    session's process started. In doubt it is not believed.
+    Who could set variables then may be kept from it by now: so nothing of the stack may have
+    changed since the session's process started. In doubt the answer is no.
     """
     try:
         stack = Stack(session.pam["PAM_SERVICE"])

@@ -29,20 +29,20 @@ def main(arguments: "list[str]") -> int:
         status = run(arguments)
     except Exception as error:
         try:
-            status = tell(error)
+            status = report(error)
         except Exception:
             pass  # nothing can be opened, not even the log: pam_exec logs the status
-    posix._exit(status)  # the interpreter's own end takes a millisecond
+    posix._exit(status)  # Python's own shutdown takes a millisecond
 
 
-def tell(error: Exception) -> int:
+def report(error: Exception) -> int:
     """Log what went wrong; return the exit status."""
     from tattle.errors import TattleError, log, one_line
 
     known = isinstance(error, TattleError)
     message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
     log(message)
-    # Nobody sees this under PAM; who exported PAM_SERVICE in a shell does.
+    # Under PAM nobody sees this; in a shell, with PAM_SERVICE exported, somebody does.
     advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
     try:
         posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
@@ -173,11 +173,10 @@ def lift_limits() -> None:
 
 
 def start_deliverer(spool: Spool) -> None:
-    """See to it that somebody delivers after us, and takes over who fails. Raises OSError.
+    """Start a process that delivers, and takes over from a deliverer that fails. Raises OSError.
 
-    A new process gets nothing of the login's. It takes a lock only after it has left the login:
-    until then the user can stop it, and it must hold up nobody. Where a process that is next shows
-    signs of life, there is nothing to do.
+    It gets nothing of the login's, and takes a lock only after it has left the login: until then
+    the user can stop it. Where one that waits to be next shows signs of life, none is started.
     """
     if spool.is_locked(NEXT) and spool.silent_for(NEXT) < NEXT_SILENT_SECONDS:
         return
@@ -193,13 +192,13 @@ def start_deliverer(spool: Spool) -> None:
             (posix.POSIX_SPAWN_DUP2, 0, 1),
             (posix.POSIX_SPAWN_DUP2, 0, 2),
         ],
-        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals: deaf until it has left
+        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals, until it has left the login
         setsigdef=SIGNALS,
     )
 
 
 def reset_timer_slack() -> None:
-    """Sleep as long as is said: a caller's timer slack, which su hands on, can be years."""
+    """Let sleeps end in time: a caller's timer slack, which su hands on, can be years."""
     try:
         with open("/proc/self/timerslack_ns", "wb", 0) as file:
             file.write(TIMER_SLACK_NS)
@@ -218,7 +217,7 @@ def seconds_to_wait(arguments: "list[str]") -> float:
             seconds = float(value) if value else WAIT_SECONDS
             if not 0 < seconds <= LONGEST_WAIT_SECONDS:
                 raise ValueError
-        except ValueError:  # an event is worth more than a slip in the PAM line
+        except ValueError:  # a mistake in the PAM line must not cost the event
             seconds = 0.0
             log(f"ignored on the PAM line: {argument!r}, expected --wait[=SECONDS], at most 600")
     return seconds

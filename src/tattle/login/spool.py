@@ -62,7 +62,7 @@ class Spool:
     def __init__(self, path: str = PATH) -> None:
         self.path = path
         self.lock_fd = -1
-        self.stuck: set[str] = set()  # what is no record and could not be set aside
+        self.stuck: set[str] = set()  # not records, and could not be set aside
         try:
             self.fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW)
             above = ("/", "/var", "/var/spool") if path == PATH else ("/", "/run")
@@ -161,7 +161,7 @@ class Spool:
         return True
 
     def waiting(self) -> "list[str]":
-        """Return the names of the records, oldest first; set aside what is none."""
+        """Return the names of the records, oldest first; set aside what is not a record."""
         records = []
         for name in posix.listdir(self.fd):
             if is_record(name):
@@ -181,12 +181,12 @@ class Spool:
             return file.read()
 
     def remove(self, names: "list[str]") -> None:
-        """Forget records that EventBridge has; durably, so that a power cut brings none back."""
+        """Remove records that EventBridge has; durably, so that a power cut brings none back."""
         for name in names:
             try:
                 posix.unlink(name, dir_fd=self.fd)
             except FileNotFoundError:
-                pass  # by somebody's hand, or by an earlier try that got no further
+                pass  # somebody removed it, or an earlier try did and then failed
         if names:
             posix.fsync(self.fd)
 

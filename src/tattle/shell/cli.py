@@ -62,7 +62,7 @@ def run(arguments: list[str] | None) -> int:
     try:
         return int(attempt(options))
     except TattleError as error:
-        complain(error)
+        print_error(error)
         return error.status
     except BrokenPipeError:
         raise
@@ -71,12 +71,12 @@ def run(arguments: list[str] | None) -> int:
             raise
         fault = f"a defect: {type(error).__name__}: {error}"
         advice = "please report it, with the output of: tattle --debug"
-        complain(TattleError(fault, os.EX_SOFTWARE, advice))
+        print_error(TattleError(fault, os.EX_SOFTWARE, advice))
         return os.EX_SOFTWARE
 
 
-def complain(error: TattleError) -> None:
-    """Say what is wrong, and what to do about it, in one line."""
+def print_error(error: TattleError) -> None:
+    """Print what is wrong, and what to do about it, in one line."""
     advice = f" → {one_line(runnable(error.advice))}" if error.advice else ""
     print(f"tattle: {one_line(str(error))}{advice}", file=sys.stderr, flush=True)
 
@@ -204,7 +204,7 @@ def as_delivered(entry: Entry, region: str, account: str) -> dict[str, object]:
 def give_up(waiting_for: str) -> None:
     """End the process, which hangs in a place that no time-out reaches: a dead name server, say."""
     fault = f"no answer within {SMOKE_TEST_SECONDS:.0f} s from {waiting_for}"
-    complain(TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check"))
+    print_error(TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check"))
     os._exit(os.EX_UNAVAILABLE)
 
 

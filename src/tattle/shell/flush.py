@@ -1,7 +1,6 @@
 """`tattle flush`: have the deliverer try now, and say how that went.
 
-It sends nothing itself: what holds up a deliverer shows here, and a flush that is stopped or killed
-holds up nothing.
+It sends nothing itself: a flush that is stopped or killed holds up nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def main() -> int:
 
 
 def open_spools() -> list[Spool]:
-    """Return the spools. Raises TattleError if one is of no use."""
+    """Return the spools. Raises TattleError if one can't be used."""
     spools = []
     for path in (PATH, EMERGENCY_PATH):
         if path == PATH or os.path.isdir(path):
