@@ -13,6 +13,7 @@ import pwd
 import ssl
 import time
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -95,7 +96,11 @@ def aws_session() -> tuple[AwsSession, Imds]:
             refuse_foreign_files(session)
         session.user_agent_extra = f"tattle/{__version__}"
         session.set_config_variable("ec2_metadata_v1_disabled", True)
-        return session, Imds(session)
+        imds = Imds(session)
+        # Else botocore asks IMDS for the credentials through the shell's HTTP proxy.
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        os.environ["no_proxy"] = f"{direct},{urllib.parse.urlsplit(imds.url).netloc}"
+        return session, imds
 
 
 def refuse_foreign_files(session: AwsSession) -> None:
