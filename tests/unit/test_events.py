@@ -1,0 +1,128 @@
+"""An entry for PutEvents is within EventBridge's limits, or is refused as too large; of each record
+in the spool comes one entry, or it is set aside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from standins.eventbridge import ENTRIES_BYTES, check_entry
+from standins.eventbridge import entry_size as size_by_the_stand_in
+from tattle.delivery import config, events
+from tattle.delivery.deliver import Deliverer
+from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.delivery.watchdog import Heartbeat
+from tattle.errors import TattleError
+from tattle.login.pam import Session
+from tattle.login.spool import Spool
+from unit.sessions import attempt, block, blocks, session, sessions, thorough
+
+ALL_FIELDS = (*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:Name", "tag:é")
+
+
+@pytest.fixture(scope="module")
+def publisher() -> Iterator[events.Publisher]:
+    """One that asks nobody: who and where this instance is has been configured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("HOME", "/nonexistent")
+        told = config.parse(
+            "[tattle]\nregion = us-east-1\nresource = arn:aws:ec2:::é\nevent-bus = audit\n"
+            f"[service sudo]\nsource = sudo\nfields = {', '.join(ALL_FIELDS)}\n"
+        )
+        yield events.Publisher(told, 1.0)
+
+
+class OneRecord:
+    """A spool of one record, that remembers whether it was set aside."""
+
+    def __init__(self, record: bytes) -> None:
+        self.record = record
+        self.rejected = ""
+
+    def waiting(self) -> list[str]:
+        return ["0"]
+
+    def read(self, _: str) -> bytes:
+        return self.record
+
+    def remove(self, _: list[str]) -> None:
+        raise AssertionError("nothing was sent")
+
+    def reject(self, _: str, reason: str) -> None:
+        self.rejected = reason
+
+
+WHOLE = block(PAM_SERVICE="sudo", PAM_USER="u", TATTLE_TIME="1", PAM_TYPE="close_session")
+WHOLE += b"TATTLE_BOOT=b\0"
+
+
+@thorough
+@given(record=st.one_of(blocks.map(lambda damage: WHOLE + damage), blocks, st.binary()))
+@example(record=WHOLE + b"TATTLE_TIME=" + b"9" * 19)
+@example(record=WHOLE + b"TATTLE_TIME=" + b"9" * 30)
+@example(record=WHOLE + b"TATTLE_TIME=" + "²".encode())
+@example(record=WHOLE + b"TATTLE_PARENT_START=1\0TATTLE_UPTIME=" + b"9" * 400)
+@example(record=WHOLE + b"TATTLE_UNVERIFIED_SSH_CONNECTION=a %b b 1" % (b"9" * 5000))
+def test_any_record_is_one_entry_or_set_aside(publisher: events.Publisher, record: bytes) -> None:
+    """Another exception would stop delivery at that record for good."""
+    spool = OneRecord(record)
+    spools = [cast(Spool, spool)]
+    deliverer = Deliverer(spools, Heartbeat(spools))
+    batches = list(deliverer.batches(deliverer.waiting(), publisher))
+    assert bool(batches) != bool(spool.rejected)
+    for bus, batch in batches:
+        (entry,) = batch.values()
+        assert entry["EventBusName"] == bus
+        assert check_entry(entry) is None
+        assert size_by_the_stand_in(entry) < ENTRIES_BYTES
+
+
+@thorough
+@given(ours=sessions, service=st.sampled_from(["sshd", "sudo"]))
+def test_any_session_is_within_eventbridges_limits_or_refused_as_too_large(
+    publisher: events.Publisher, ours: Session, service: str
+) -> None:
+    ours.pam["PAM_SERVICE"] = service
+    entry = attempt(publisher.entry, ours, lambda _: True)
+    if isinstance(entry, TattleError):
+        assert entry.status == os.EX_DATAERR
+        assert str(ENTRIES_BYTES) in str(entry)
+        told = (*ours.pam.values(), *ours.context.values())
+        assert sum(map(len, told)) > ENTRIES_BYTES / 20
+        return
+    assert size_by_the_stand_in(entry) < ENTRIES_BYTES
+    assert check_entry(entry) is None
+    assert entry["EventBusName"] == "audit"
+    assert entry["Source"] == ("sudo" if service == "sudo" else "com.unbounce.tattle")
+    assert entry["Time"].timestamp() == int(ours.context["TATTLE_TIME"]) // 10**9
+
+
+@pytest.mark.parametrize("service", ["sshd", "sudo"])
+def test_the_largest_entry_that_eventbridge_takes_is_an_entry(
+    service: str, publisher: events.Publisher
+) -> None:
+    context = {"TATTLE_TIME": "1"}
+    small = publisher.entry(session(context=context, PAM_SERVICE=service), lambda _: True)
+    room = ENTRIES_BYTES - 1 - size_by_the_stand_in(small)
+    pam = {"PAM_SERVICE": service, "PAM_RHOST": "x" * room}
+    largest = publisher.entry(session(context=context, **pam), lambda _: True)
+    assert size_by_the_stand_in(largest) == ENTRIES_BYTES - 1
+    pam["PAM_RHOST"] += "x"
+    with pytest.raises(TattleError, match="bytes"):
+        publisher.entry(session(context=context, **pam), lambda _: True)
+
+
+@given(st.text(), st.text(), st.text(), st.lists(st.text()))
+def test_an_entrys_size_is_counted_as_eventbridge_counts(
+    source: str, kind: str, told: str, resources: list[str]
+) -> None:
+    entry = {"Source": source, "DetailType": kind, "Detail": told, "Resources": resources}
+    assert events.entry_size({**entry, "Time": 0}) == size_by_the_stand_in({**entry, "Time": 0})
