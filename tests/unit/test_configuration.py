@@ -1,12 +1,14 @@
-"""/etc/tattle.conf is refused for what EventBridge would refuse, and the line named."""
+"""/etc/tattle.conf is refused for what EventBridge would refuse, or if somebody else could have
+written it, and the line is named."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from tattle.delivery.config import Config, parse
+from tattle.delivery.config import Config, load, parse
 from tattle.errors import TattleError
 
 ARN = "arn:aws:events:us-east-1:012345678901:event-bus/"
@@ -36,3 +38,44 @@ def test_the_buses_are_each_named_once() -> None:
     assert parse(services).buses() == ["", "one", "two"]
     assert parse(f"[tattle]\nevent-bus = two\n{services}").buses() == ["two", "one"]
     assert Config().buses() == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("[tattle]\nsauce: b\n", 2, r"\[tattle\] sauce: there is no such key"),
+        ("\n\n[tattle]\nSAUCE = b\n", 4, "sauce"),
+        ("[tattle]\nregion = us-east-1\n[service a]\nregion = us-east-1\n", 4, "region"),
+        ("[service su]\nsource = aws.ec2\n", 2, "may not begin with aws."),
+        ("[tattle]\nsource = a\n  fields = tty\n", 2, "source: .*indented by mistake"),
+        ("[tattle]\nfields =\n  username\n  usernme\n", 2, "no field 'usernme'"),
+        ("[tattle]\nsource = a\nwhatever\n", 3, "not understood: .*whatever"),
+    ],
+)
+def test_a_fault_is_told_with_the_line_of_its_key(text: str, line: int, reason: str) -> None:
+    with pytest.raises(TattleError, match=f"/etc/tattle.conf, line {line}: .*{reason}") as caught:
+        parse(text)
+    assert caught.value.status == os.EX_CONFIG
+    assert caught.value.advice == f"fix that line: sudoedit +{line} /etc/tattle.conf"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o602, 0o1666])
+def test_a_file_that_somebody_else_could_write_is_not_read(mode: int, tmp_path: Path) -> None:
+    """It could send events elsewhere. Whom a file may belong to: test_trust.py."""
+    file, bundle = tmp_path / "tattle.conf", tmp_path / "ca.pem"
+    bundle.touch()
+    for spoilt, begins in ((bundle, f"{file}, line 2: [tattle] ca-bundle: "), (file, "")):
+        file.write_text(f"[tattle]\nca-bundle = {bundle}\n")
+        assert load(str(file)).ca_bundle == str(bundle)
+        spoilt.chmod(mode)
+        with pytest.raises(TattleError) as caught:
+            load(str(file))
+        fault = f"{begins}{spoilt} belongs to or can be written by somebody else"
+        assert (str(caught.value), caught.value.status) == (fault, os.EX_CONFIG)
+        spoilt.chmod(0o600)
+
+
+def test_a_link_to_a_trusted_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "fleet.conf").write_text("[tattle]\nsource = org.example\n")
+    (tmp_path / "tattle.conf").symlink_to("fleet.conf")
+    assert load(str(tmp_path / "tattle.conf")).source == "org.example"
