@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 
 from standins.instance import TATTLE, Instance
 
+IDS = [
+    *("versions", "user", "pam", "environment", "sshd", "selinux", "disk", "spool", "delivery"),
+    *("rejected", "configuration", "identity", "role", "name", "endpoint", "clock", "send"),
+]
 STATUSES = {"error": 1, "warning": 2, "ok": 0, "skipped": 0}  # the worst one's is check's
 
 
@@ -31,13 +35,19 @@ class Finding(NamedTuple):
 
 
 def check(box: Instance, *arguments: str, **options: Any) -> list[Finding]:
-    """What a check finds, of which its exit status must tell."""
+    """What a check finds: something of everything, each fault with an advice, and the worst one's
+    exit status."""
     done = box.run([TATTLE, "check", "--json", *arguments], **options)
     assert done.stderr == ""
     document = json.loads(done.stdout)
     assert document.keys() == {"schema", "version", "findings"}
     assert document["schema"] == 1
     found = [Finding(**finding) for finding in document["findings"]]
+    assert {finding.id for finding in found} == {*IDS}
+    for finding in found:
+        assert finding.advice or not finding.is_fault, finding
+        assert "\n" not in finding.message + finding.advice
+        assert "Traceback" not in finding.message
     severities = {finding.severity for finding in found}
     status = next(STATUSES[severity] for severity in STATUSES if severity in severities)
     assert done.returncode == status, found
