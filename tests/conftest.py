@@ -67,6 +67,30 @@ def eventbridge() -> Iterator[EventBridge]:
         yield stand_in
 
 
+@pytest.fixture(scope="session")
+def aws_models() -> Any:
+    """botocore's loader of its data files, which takes most of the time that a client takes."""
+    import botocore.loaders
+
+    return botocore.loaders.create_loader()
+
+
+@pytest.fixture
+def on_ec2(
+    imds: Imds,
+    eventbridge: EventBridge,
+    aws_models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Have the tests' own process be on an instance: the stand-ins serve it, once asked."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", eventbridge.url)
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
+    monkeypatch.setattr("botocore.session.create_loader", lambda _: aws_models)
+
+
 class Tattle(Protocol):
     """Runs the artifact from a shell. `env` is added to the clean environment that points to the
     stand-ins; None there removes a variable. `python`: run it under that interpreter instead."""

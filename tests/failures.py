@@ -1,7 +1,8 @@
 """Every failure that a person may meet: what is said, the exit status, what to do, how it comes.
 
-This is the one table. The command line, `tattle check`, the log and README's rows are held against
-it. In message and advice … stands for what differs from case to case.
+This is the one table. The smoke test and README's rows are held against all of it; `tattle check`
+and the log, which show the same error, against some. In message and advice … stands for what
+differs from case to case.
 """
 
 from __future__ import annotations
@@ -36,22 +37,16 @@ AWS_FILES = "fix root's ~/.aws/config, or the variables it was started with"
 
 
 class Failure(NamedTuple):
-    """`check`: the finding of `tattle check` that says the same. `logged`: so does the log."""
+    """`findings`: those of `tattle check --send` that then find fault, the first of which says the
+    same. Where none is named, only the smoke test is tried."""
 
     message: str
     status: int
     advice: str
     provoke: Provoke
     env: Mapping[str, str] = {}
-    check: str = ""
-    arguments: tuple[str, ...] = ()  # of `tattle check`
-    logged: bool = True
+    findings: tuple[str, ...] = ()
     undo: Provoke = lambda _: None
-
-    @property
-    def row(self) -> str:
-        """README's row."""
-        return f"| `{self.message}` | {self.status} | {self.advice} |"
 
 
 def nothing(box: Instance) -> None:
@@ -97,7 +92,6 @@ FAILURES = (
         "set PAM_TYPE=open_session",
         nothing,
         {"PAM_TYPE": ""},
-        logged=False,
     ),
     Failure(
         "PAM_TYPE is …: expected open_session or close_session",
@@ -105,7 +99,6 @@ FAILURES = (
         "set PAM_TYPE=open_session",
         nothing,
         {"PAM_TYPE": "auth"},
-        logged=False,
     ),
     Failure(
         "no PAM_USER: whose session is it?",
@@ -113,16 +106,12 @@ FAILURES = (
         "set PAM_USER to the user's name",
         nothing,
         {"PAM_USER": ""},
-        logged=False,
     ),
     Failure(
         "EventBridge rejected the event: MalformedDetail: …",
         65,
         "please report it, with the event's record",
         rejecting("MalformedDetail", "Detail is malformed."),
-        check="send",
-        arguments=("--send",),
-        logged=False,  # the event is set aside: the log says that
     ),
     Failure(
         "an event of … bytes: EventBridge takes less than 262144",
@@ -130,56 +119,44 @@ FAILURES = (
         f"ask for fewer `fields` in {CONF}",
         nothing,
         {"PAM_USER": "u" * 100_000, "PAM_RHOST": "\x01" * 30_000},
-        logged=False,
     ),
     Failure(
         "IMDS at … can't be reached (not on EC2?)",
         69,
         ENABLE,
         imds(fault="refuse"),
-        check="identity",
+        findings=("identity", "role", "send"),
     ),
     Failure(
         "IMDS at … does not answer (not on EC2? hop limit too small for a container?)",
         69,
         f"in a container: {OPTIONS} --http-put-response-hop-limit 2; {ELSEWHERE}",
         imds(fault="hang"),
-        check="identity",
     ),
     Failure(
         "IMDS at … answers 403 to PUT api/token (is the instance metadata service enabled?)",
         69,
         ENABLE,
         imds(fault=403, fault_path=TOKEN_PATH),
-        check="identity",
     ),
     Failure(
         "IMDS at … answers 404 to GET dynamic/instance-identity/document",
         69,
         ELSEWHERE,
         imds(fault=404, fault_path=IDENTITY_PATH),
-        check="identity",
     ),
-    Failure(
-        "IMDS at … answers … to …",
-        69,
-        FAULTY,
-        imds(fault=500, fault_path=IDENTITY_PATH),
-        check="identity",
-    ),
+    Failure("IMDS at … answers … to …", 69, FAULTY, imds(fault=500, fault_path=IDENTITY_PATH)),
     Failure(
         "IMDS at … with an identity document without …",
         69,
         FAULTY,
         imds(document=identity_document(region=None)),
-        check="identity",
     ),
     Failure(
         "IMDS at … with an identity document whose … is malformed",
         69,
         FAULTY,
         imds(document=identity_document(accountId="12345")),
-        check="identity",
     ),
     Failure(
         "IMDS at … is disabled by AWS_EC2_METADATA_DISABLED",
@@ -187,51 +164,43 @@ FAILURES = (
         "unset AWS_EC2_METADATA_DISABLED",
         nothing,
         {"AWS_EC2_METADATA_DISABLED": "true"},
-        check="identity",
-        logged=False,
     ),
     Failure(
         "EventBridge can't be reached: Could not connect to the endpoint URL: …",
         69,
         f"security group, route, VPC endpoint? Through a proxy: `proxy` in {CONF}",
         eventbridge(fault="refuse"),
-        check="endpoint",
     ),
     Failure(
         "EventBridge can't be reached: SSL validation failed for … certificate has expired…",
         69,
         "is the clock right? else whoever runs the endpoint must renew its certificate",
         eventbridge(certificate=EXPIRED),
-        check="endpoint",
+        findings=("endpoint", "send"),
     ),
     Failure(
         "EventBridge can't be reached: SSL validation failed for … doesn't match …",
         69,
         f"`endpoint-url` in {CONF} must name the host that the certificate names",
         eventbridge(certificate=WRONG_HOST),
-        check="endpoint",
     ),
     Failure(
         "EventBridge can't be reached: SSL validation failed for …",
         69,
         f"`ca-bundle` in {CONF} must name the authority that signed the certificate",
         eventbridge(certificate=UNTRUSTED),
-        check="endpoint",
     ),
     Failure(
         "EventBridge did not answer, the event may have arrived: …",
         69,
         "a proxy, a firewall or a VPC endpoint that cuts connections? sudo tattle check",
         eventbridge(fault="reset-after"),
-        check="send",
-        arguments=("--send",),
     ),
     Failure(
         "can't unpack botocore: …",
         69,
         "make room or repair it: df /var/cache/tattle",
         no_cache,
-        logged=False,
         undo=cache_again,
     ),
     Failure(
@@ -239,23 +208,18 @@ FAILURES = (
         75,
         "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota",
         eventbridge(fault="throttle"),
-        check="send",
-        arguments=("--send",),
     ),
     Failure(
         "EventBridge: …",
         75,
         "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         eventbridge(fault=503),
-        check="send",
-        arguments=("--send",),
     ),
     Failure(
         "no credentials: IMDS at … answers … to …",
         69,
         FAULTY,
         imds(fault=500, fault_path=CREDENTIALS_PATH),
-        check="role",
     ),
     Failure(
         "no credentials: IMDS at … answers 404 to GET meta-data/iam/security-credentials/",
@@ -263,73 +227,55 @@ FAILURES = (
         "attach an instance profile: aws ec2 associate-iam-instance-profile --instance-id INSTANCE"
         " --iam-instance-profile Name=PROFILE",
         imds(role=None),
-        check="role",
+        findings=("role", "send"),
     ),
     Failure(
         "no credentials: IMDS at … asked for the credentials of the role … gives none: …",
         77,
         "the role's trust policy must let ec2.amazonaws.com assume it: tattle recipe iam-role.yaml",
         imds(credentials=ROLE_NOT_ASSUMABLE),
-        check="role",
     ),
     Failure(
         "no credentials: IMDS at … asked for the credentials of the role … gives malformed ones",
         77,
         REATTACH,
         imds(credentials=role_credentials(Token=None)),
-        check="role",
     ),
     Failure(
         "EventBridge: AccessDeniedException: …",
         77,
         "the role must allow it: tattle recipe iam-policy.json",
         eventbridge(fault="access-denied"),
-        check="send",
-        arguments=("--send",),
+        findings=("send",),
     ),
-    Failure(
-        "EventBridge: InvalidSignatureException: …",
-        77,
-        CLOCK,
-        eventbridge(clock_skew=3600.0),
-        check="send",
-        arguments=("--send",),
-    ),
-    Failure(
-        "EventBridge: ExpiredTokenException: …",
-        77,
-        CLOCK,
-        eventbridge(fault="expired-token"),
-        check="send",
-        arguments=("--send",),
-    ),
+    Failure("EventBridge: InvalidSignatureException: …", 77, CLOCK, eventbridge(clock_skew=3600.0)),
+    Failure("EventBridge: ExpiredTokenException: …", 77, CLOCK, eventbridge(fault="expired-token")),
     Failure(
         "… belongs to or can be written by somebody else",
         77,
         "sudo chown root … && sudo chmod go-w …",
         file(AWS_CONFIG, "[default]\n", 0o666),
-        check="identity",
+        findings=("identity", "role", "send"),
     ),
     Failure(
         f"{CONF} belongs to or can be written by somebody else",
         78,
         f"sudo chown root {CONF} && sudo chmod go-w {CONF}",
         file(CONF, "[tattle]\n", 0o666),
-        check="configuration",
+        findings=("configuration",),
     ),
     Failure(
         f"{CONF}, line …: …",
         78,
         f"fix that line: sudoedit +… {CONF}",
         file(CONF, "[tattle]\nsauce = x\n"),
-        check="configuration",
+        findings=("configuration",),
     ),
     Failure(
         "no region",
         78,
         f"set `region` next to `resource` in {CONF}",
         file(CONF, "[tattle]\nresource = rack 7\n"),
-        check="endpoint",
     ),
     Failure(
         "nobody knows …'s dual-stack name yet",
@@ -339,7 +285,6 @@ FAILURES = (
             file(CONF, "[tattle]\nregion = xx-nowhere-1\nuse-dualstack = true\n"),
             imds(domain="example.com"),
         ),
-        check="endpoint",
     ),
     Failure(
         "EventBridge… rejected the event: ResourceNotFoundException: …",
@@ -349,28 +294,12 @@ FAILURES = (
             file(CONF, "[tattle]\nevent-bus = gone\n"),
             rejecting("ResourceNotFoundException", "Event bus gone does not exist."),
         ),
-        check="send",
-        arguments=("--send",),
+        findings=("send",),
     ),
-    Failure(
-        "configuration: …",
-        78,
-        AWS_FILES,
-        file(AWS_CONFIG, "no section\n"),
-        check="identity",
-    ),
+    Failure("configuration: …", 78, AWS_FILES, file(AWS_CONFIG, "no section\n")),
 )
 
 
 def pattern(text: str) -> str:
     """Return the regular expression for a message or an advice of the table."""
     return re.escape(text).replace("…", ".*")
-
-
-def readme_table() -> str:
-    """Return README's table, in the order of the exit statuses."""
-    head = ("| it prints `tattle: ` and | status | then `→` and |", "|---|---|---|")
-    return (
-        "\n".join([*head, *(one.row for one in sorted(FAILURES, key=lambda one: one.status))])
-        + "\n"
-    )

@@ -7,13 +7,12 @@ where the release lacks what it is about, and AssertionError where tattle is wro
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from findings import Finding, check
 from standins.eventbridge import Entry
 from standins.instance import HOSTNAME, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from support import eventually
@@ -35,24 +34,6 @@ CLOCK_SECONDS = 1.0  # by which sshd may close a session later than its client l
 
 class Skipped(Exception):  # noqa: N818
     """What the scenario needs and isn't there."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One of `tattle check --json`."""
-
-    id: str
-    severity: str
-    message: str
-    advice: str
-    service: str
-
-    @property
-    def ok(self) -> bool:
-        return self.severity in ("ok", "skipped")
-
-    def __str__(self) -> str:
-        return f"check says “{self.id} {self.service}: {self.message}”"
 
 
 def prepare(box: Instance) -> None:
@@ -93,17 +74,8 @@ def succeeds(done: Any) -> str:
     return str(done.stdout)
 
 
-def check(box: Instance) -> list[Finding]:
-    done = box.run([TATTLE, "check", "--json"])
-    findings = [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
-    severities = {finding.severity for finding in findings}
-    status = 1 if "error" in severities else 2 if "warning" in severities else 0
-    assert done.returncode == status, f"check ends with {done.returncode}: {findings}"
-    return findings
-
-
 def complaints(box: Instance) -> list[Finding]:
-    return [finding for finding in check(box) if not finding.ok]
+    return [finding for finding in check(box) if finding.is_fault]
 
 
 def follow_advice(box: Instance, but_for: str = "") -> list[Finding]:

@@ -171,6 +171,28 @@ def test_a_file_that_is_not_utf_8_is_told(content: bytes, line: int, tmp_path: P
     assert refusal.value.status == os.EX_CONFIG
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o602, 0o1666])
+def test_a_file_that_somebody_else_could_write_is_not_read(mode: int, tmp_path: Path) -> None:
+    """It could send events elsewhere. Whom a file may belong to: test_trust.py."""
+    file, bundle = tmp_path / "tattle.conf", tmp_path / "ca.pem"
+    bundle.touch()
+    for spoilt, begins in ((bundle, f"{file}, line 2: [tattle] ca-bundle: "), (file, "")):
+        file.write_text(f"[tattle]\nca-bundle = {bundle}\n")
+        assert load(str(file)).ca_bundle == str(bundle)
+        spoilt.chmod(mode)
+        with pytest.raises(TattleError) as caught:
+            load(str(file))
+        fault = f"{begins}{spoilt} belongs to or can be written by somebody else"
+        assert (str(caught.value), caught.value.status) == (fault, os.EX_CONFIG)
+        spoilt.chmod(0o600)
+
+
+def test_a_link_to_a_trusted_file_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "fleet.conf").write_text("[tattle]\nsource = org.example\n")
+    (tmp_path / "tattle.conf").symlink_to("fleet.conf")
+    assert load(str(tmp_path / "tattle.conf")).source == "org.example"
+
+
 LINES = st.one_of(
     st.sampled_from(["[tattle]", "[service sudo]", "[service x]", "source", "fields = tag:é"]),
     st.builds("{} = {}".format, st.sampled_from(EVERY_KEY.split()), st.text(max_size=20)),

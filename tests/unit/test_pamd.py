@@ -44,8 +44,41 @@ SKIPPING = {  # the line that can keep the hook from running although the sessio
 TRACER = """\
 #!/bin/sh
 echo "$1" >>{folder}/trace
-case " $(cat {folder}/failing) " in *" $1 "*) exit 1; esac
+read -r failing <{folder}/failing
+case " $failing " in *" $1 "*) exit 1; esac
 """
+# sshd's file, with {tattle} for the hook, and the file `ours` beside it; where the line is found
+LINE = "session optional pam_exec.so {tattle}"
+SPELLINGS = [
+    (f"{LINE}\n", "", "sshd:1"),
+    (f"-{LINE}\n", "", "sshd:1"),
+    (f"  \t{LINE}\n", "", "sshd:1"),
+    ("session [success=ok default=ignore] pam_exec.so quiet {tattle} --wait=2\n", "", "sshd:1"),
+    ("session optional pam_exec.so [{tattle}]\n", "", "sshd:1"),
+    ("session optional \\\n  pam_exec.so \\\n  quiet {tattle} # ours\n", "", "sshd:1"),
+    ("session optional {security}/pam_exec.so {tattle}\n", "", "sshd:1"),
+    ("session include {ours}\n", "SESSION Optional pam_exec.so {tattle}\n", "ours:1"),
+    ("session substack {ours}\n", f"auth required pam_deny.so\n{LINE}\n", "ours:2"),
+    ("session INCLUDE {ours}\n", f"{LINE}\n", "ours:1"),
+    ("@include {ours}\n", f"# nothing\n\n{LINE}\n", "ours:3"),
+    (f"# {LINE}\n", "", None),
+    ("session optional pam_exec.so /bin/true # {tattle}\n", "", None),
+    ("session optional pam_permit.so {tattle}\n", "", None),
+    ("session include {ours}-not # {tattle}\n", "", None),
+]
+HOLE = "session required pam_env.so user_readenv=1\n"
+HOLES = [
+    (HOLE, "sshd:1"),
+    (f"# a comment\n  {HOLE}", "sshd:2"),
+    ("SESSION REQUIRED pam_env.so user_readenv=1\n", "sshd:1"),
+    ("session required pam_env.so [user_readenv=1]\n", "sshd:1"),
+    ("session required pam_env.so user_readenv=2\tenvfile=/etc/default/locale\n", "sshd:1"),
+    ("auth optional pam_env.so user_readenv=1\n", "sshd:1"),
+    ("session required pam_env.so \\\n  user_readenv=1\n", "sshd:1"),  # where the line begins
+    (f"# {HOLE}", None),
+    ("session required pam_env.so # user_readenv=1\n", None),
+    ("session required pam_env.so user_readenv=0\n", None),
+]
 PAM_SYSTEM_ERR = 4
 CONVERSE = ctypes.CFUNCTYPE(ctypes.c_int)
 
@@ -59,20 +92,23 @@ def stack(case: str, service: str = "sshd") -> Stack:
 
 
 class Libpam:
-    """The machine's libpam over a copy of a case, in which each module is replaced by one that
-    writes down its place, and fails where it is told to."""
+    """The machine's libpam over the stacks in a folder, where the program `tracer` writes down its
+    argument, and fails where it is told to."""
 
-    def __init__(self, case: str, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.library = ctypes.CDLL(ctypes.util.find_library("pam"))
         need(hasattr(self.library, "pam_start_confdir"), "needs Linux-PAM 1.4 or later")
         self.folder = folder
         (folder / "tracer").write_text(TRACER.format(folder=folder))
         (folder / "tracer").chmod(0o755)
         (folder / "pam.d").mkdir()
+
+    def copy(self, case: str) -> None:
+        """Copy a case, in which each module is replaced by one that writes down its place."""
         for file in (CASES / case / "etc/pam.d").iterdir():
             lines = file.read_text().splitlines()
             traced = [self.traced(line, f"{file.name}:{n}") for n, line in enumerate(lines, 1)]
-            (folder / "pam.d" / file.name).write_text("\n".join(traced) + "\n")
+            (self.folder / "pam.d" / file.name).write_text("\n".join(traced) + "\n")
 
     def traced(self, line: str, name: str) -> str:
         entry = re.match(r"(-?\w+\s+(\[.*?\]|\w+)\s+)(\S+)", line)
@@ -90,7 +126,7 @@ class Libpam:
 
     def open_session(self, service: str, failing: tuple[str, ...] = ()) -> tuple[bool, list[str]]:
         """Return whether the session opens, and the places of the modules that were run."""
-        (self.folder / "failing").write_text(" ".join(failing))
+        (self.folder / "failing").write_text(" ".join(failing) + "\n")
         (self.folder / "trace").write_text("")
         converse = CONVERSE(lambda: PAM_SYSTEM_ERR)
         conversation = (ctypes.c_void_p * 2)(ctypes.cast(converse, ctypes.c_void_p), None)
@@ -107,7 +143,8 @@ class Libpam:
 def test_a_stack_has_the_lines_that_libpam_runs_in_that_order(
     case: str, service: str, tmp_path: Path
 ) -> None:
-    libpam = Libpam(case, tmp_path)
+    libpam = Libpam(tmp_path)
+    libpam.copy(case)
     libpam.let_every_line_run()
     _, run = libpam.open_session(service)
     lines = [line for line in stack(case, service).lines if line.kind == "session"]
@@ -121,7 +158,8 @@ def test_a_line_that_can_keep_the_hook_from_running_is_found(
     ((hook, _),) = stack(case).hooks()
     found = stack(case).skipping(hook)
     assert (place(found) if found else None) == skipping
-    libpam = Libpam(case, tmp_path)
+    libpam = Libpam(tmp_path)
+    libpam.copy(case)
     session = [line for line in stack(case).lines if line.kind == "session" and line.module]
     others = [place(line) for line in session if line != hook]
     runs = [
@@ -132,6 +170,43 @@ def test_a_line_that_can_keep_the_hook_from_running_is_found(
     assert any(opened for opened, _ in runs)
     skipped = any(opened and place(hook) not in run for opened, run in runs)
     assert skipped == bool(skipping)
+
+
+@pytest.mark.parametrize(("sshd", "ours", "found"), SPELLINGS)
+def test_the_hook_is_found_however_its_line_is_written(
+    sshd: str, ours: str, found: str | None, tmp_path: Path
+) -> None:
+    libpam, pam_d = Libpam(tmp_path), tmp_path / "pam.d"
+    (tmp_path / "tracer").rename(tmp_path / "tattle")
+    (security, *_) = Path("/usr/lib").glob("*/security/pam_exec.so")
+    places = {
+        "tattle": tmp_path / "tattle",
+        "security": security.parent,
+        "ours": pam_d / "ours",
+    }
+    (pam_d / "sshd").write_text(sshd.format(**places))
+    (pam_d / "ours").write_text(ours.format(**places))
+    hooks = Stack(str(pam_d / "sshd")).hooks()
+    assert [(place(line), path) for line, path in hooks] == (
+        [(found, str(tmp_path / "tattle"))] if found else []
+    )
+    _, run = libpam.open_session("sshd")
+    assert (tmp_path / "trace").read_text().count("\n") == len(hooks), run
+
+
+def test_a_file_that_includes_itself_runs_nothing(tmp_path: Path) -> None:
+    """libpam crashes over it."""
+    (tmp_path / "sshd").write_text(f"session include {tmp_path}/sshd\n")
+    assert Stack(str(tmp_path / "sshd")).hooks() == []
+
+
+@pytest.mark.parametrize(("text", "found"), HOLES)
+def test_a_line_that_lets_users_set_variables_is_found_however_it_is_written(
+    text: str, found: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "sshd").write_text(text)
+    lines = Stack(str(tmp_path / "sshd")).user_readenv()
+    assert [place(line) for line in lines] == ([found] if found else [])
 
 
 def test_each_case_is_looked_at() -> None:

@@ -1,0 +1,258 @@
+"""Whatever IMDS or EventBridge do: one error that says what, with a status of sysexits and without
+a credential; and `tattle check` says the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pytest
+
+from standins import ROLE_CREDENTIALS
+from standins.eventbridge import EventBridge, Rejection
+from standins.imds import (
+    CREDENTIALS_PATH,
+    IDENTITY_PATH,
+    ROLE_NOT_ASSUMABLE,
+    TOKEN_PATH,
+    Imds,
+    identity_document,
+    role_credentials,
+)
+from tattle.delivery import events
+from tattle.delivery.config import Config
+from tattle.delivery.events import Publisher
+from tattle.errors import TattleError
+from tattle.login.pam import Session
+from tattle.shell import check_aws
+
+ROLE_PATH = f"{CREDENTIALS_PATH}tattle"
+TIMEOUT = 0.3  # seconds; where nothing hangs, an answer takes milliseconds
+DROPPED = "can't be reached|reset|closed"
+MAYBE = "EventBridge did not answer, the event may have arrived"
+
+
+class Fault(NamedTuple):
+    """What is set, and the error: its status and a regular expression found in it."""
+
+    status: int
+    words: str
+    imds: Mapping[str, Any] = {}
+    eventbridge: Mapping[str, Any] = {}
+    env: Mapping[str, str] = {}
+
+
+def imds(fault: str | int, path: str, words: str, status: int = 69) -> Fault:
+    return Fault(status, words, {"fault": fault, "fault_path": path})
+
+
+def document(words: str, **changes: Any) -> Fault:
+    return Fault(69, words, {"document": identity_document(**changes)})
+
+
+def credentials(words: str, given: object) -> Fault:
+    return Fault(77, f"no credentials: IMDS at .*{words}", {"credentials": given})
+
+
+def malformed(**changes: Any) -> Fault:
+    return credentials("role tattle gives malformed ones", role_credentials(**changes))
+
+
+def eventbridge(fault: str | int, status: int, words: str) -> Fault:
+    return Fault(status, words, eventbridge={"fault": fault})
+
+
+def rejected(code: str, status: int) -> Fault:
+    words = f"EventBridge rejected the event: {code}: as told by the test"
+    rule = Rejection("", code=code, message="as told by the test")
+    return Fault(status, words, eventbridge={"rejections": [rule]})
+
+
+def variables(words: str, **env: str) -> Fault:
+    return Fault(78, words, env=env)
+
+
+FAULTS = [
+    imds("refuse", "/", "IMDS at http://127.0.0.1:[0-9]+/? can't be reached"),
+    *(
+        imds(fault, TOKEN_PATH, f"IMDS at .* answers {fault} to PUT api/token")
+        for fault in (400, 403, 500)
+    ),
+    *(imds(fault, TOKEN_PATH, DROPPED) for fault in ("reset", "close")),
+    imds("rubbish", TOKEN_PATH, "IMDS at .* answers 200 to PUT api/token with no token"),
+    imds("empty", TOKEN_PATH, "IMDS at .* PUT api/token"),
+    *(
+        imds(fault, IDENTITY_PATH, f"IMDS at .* answers {fault} to GET .*document")
+        for fault in (401, 403, 404, 500)
+    ),
+    imds("hang", IDENTITY_PATH, "IMDS at .* does not answer"),
+    *(imds(fault, IDENTITY_PATH, DROPPED) for fault in ("reset", "close")),
+    imds("rubbish", IDENTITY_PATH, "with no identity document"),
+    imds("empty", IDENTITY_PATH, "identity.document"),
+    *(Fault(69, "no identity document", {"document": of}) for of in (b'["us-east-1"]', b"1")),
+    *(
+        document(f"identity document without {key}", **{key: missing})
+        for key in ("region", "accountId", "instanceId")
+        for missing in (None, "")
+    ),
+    document("identity document whose region is malformed", region=1),
+    document("identity document whose region is malformed", region="http://elsewhere/?"),
+    Fault(77, "no credentials: .* answers 404 .*security-credentials", {"role": None}),
+    *(
+        imds(fault, path, f"no credentials: IMDS at .* answers {fault} to GET")
+        for path in (CREDENTIALS_PATH, ROLE_PATH)
+        for fault in (401, 500)
+    ),
+    imds("hang", ROLE_PATH, "no credentials: IMDS at .* does not answer"),
+    *(
+        imds("reset", path, f"no credentials: IMDS at .*({DROPPED})")
+        for path in (CREDENTIALS_PATH, ROLE_PATH)
+    ),
+    imds("rubbish", ROLE_PATH, "no credentials: IMDS at .*", 77),
+    imds("empty", ROLE_PATH, "no credentials: IMDS at .* answers 200"),
+    imds("rubbish", CREDENTIALS_PATH, "no credentials: IMDS at .*", 77),
+    credentials("AssumeRoleUnauthorizedAccess: EC2 cannot assume", ROLE_NOT_ASSUMABLE),
+    *(malformed(**{key: None}) for key in ("AccessKeyId", "SecretAccessKey", "Token")),
+    malformed(AccessKeyId=1),
+    malformed(Expiration=None),
+    malformed(Expiration="tomorrow"),
+    credentials("", b"[1]"),
+    credentials("", json.dumps(role_credentials()).encode()[:-10]),
+    eventbridge("refuse", 69, "EventBridge can't be reached"),
+    eventbridge("hang", 69, f"{MAYBE}: .*timeout"),
+    eventbridge("close", 69, f"{MAYBE}: .*closed"),
+    eventbridge("reset", 69, f"{MAYBE}: .*(reset|closed)"),
+    eventbridge("rubbish", 69, f"{MAYBE}: unexpected response"),
+    eventbridge("empty", 69, f"{MAYBE}: unexpected response"),
+    eventbridge("reset-after", 69, MAYBE),
+    eventbridge("access-denied", 77, "EventBridge: AccessDeniedException: .*events:PutEvents"),
+    eventbridge("expired-token", 77, "EventBridge: ExpiredTokenException: .*expired"),
+    eventbridge("throttle", 75, "EventBridge: ThrottlingException: Rate exceeded"),
+    *(
+        eventbridge(http, status, "EventBridge: .*")
+        for http, status in {429: 75, 500: 75, 503: 75, 403: 77, 404: 78, 413: 65}.items()
+    ),
+    Fault(77, "InvalidSignatureException: Signature expired", eventbridge={"clock_skew": 3600.0}),
+    rejected("MalformedDetail", 65),
+    rejected("InvalidArgument", 65),
+    rejected("InternalFailure", 75),
+    rejected("ThrottlingException", 75),
+    rejected("AccessDeniedException", 77),
+    rejected("NotAuthorizedForSourceException", 78),
+    variables("profile.*nowhere", AWS_PROFILE="nowhere"),
+    variables("endpoint", AWS_ENDPOINT_URL_EVENTBRIDGE="nonsense"),
+    variables("(?i)imds|metadata|URL", AWS_EC2_METADATA_SERVICE_ENDPOINT="http://[nonsense"),
+    variables("soon", AWS_METADATA_SERVICE_TIMEOUT="soon"),
+    variables("/nowhere.pem", AWS_CA_BUNDLE="/nowhere.pem"),
+    variables("(?i)secret", AWS_ACCESS_KEY_ID="AKIDEXAMPLE"),
+]
+
+
+def name(fault: Fault) -> str:
+    return f"{dict(fault.imds)}{dict(fault.eventbridge)}{dict(fault.env)} {fault.words}"[:90]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(on_ec2: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "SECOND_TRY_SECONDS", 0)
+    monkeypatch.setattr(check_aws, "TIMEOUT", TIMEOUT)
+
+
+def send() -> None:
+    publisher = Publisher(Config(), TIMEOUT)
+    session = Session(
+        {"PAM_TYPE": "open_session", "PAM_USER": "test"}, {"TATTLE_TIME": str(time.time_ns())}
+    )
+    publisher.send(publisher.entry(session, lambda _: False))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=name)
+def test_a_fault_is_one_error_and_check_finds_it(
+    fault: Fault, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imds.set(**fault.imds)
+    eventbridge.set(**fault.eventbridge)
+    for variable, value in fault.env.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(TattleError, match=fault.words) as caught:
+        send()
+    error = caught.value
+    assert error.status == fault.status
+    for secret in ROLE_CREDENTIALS[1:]:
+        assert secret not in str(error) + error.advice
+    if str(error).startswith("no credentials"):
+        (found,) = check_aws.role()
+    else:
+        (found,) = check_aws.send(Config())
+    assert (found.severity, found.advice) == ("error", error.advice)
+    assert undated(found.message) == undated(str(error))
+
+
+def undated(text: str) -> str:
+    return re.sub("[0-9]{8}T[0-9]{6}Z", "", text)
+
+
+def test_an_identity_that_is_not_to_be_had_is_found_as_such(imds: Imds) -> None:
+    (found,) = check_aws.identity(Config())
+    assert found.severity == "ok"
+    imds.set(document=identity_document(region=None))
+    (found,) = check_aws.identity(Config())
+    assert (found.id, found.severity) == ("identity", "error")
+    assert "without region" in found.message
+
+
+def test_credentials_that_have_expired_are_found(imds: Imds) -> None:
+    (found,) = check_aws.role()
+    assert (found.severity, found.advice) == ("ok", "")
+    assert "valid for 6.0 h" in found.message
+    imds.set(credentials=role_credentials(lifetime=-3600))
+    (found,) = check_aws.role()
+    assert found.severity == "error"
+    assert "expired 60 min ago" in found.message
+    assert "clock" in found.advice
+    assert "instance profile" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("skew", "severity", "found"),
+    [
+        (0, "ok", "[01] s (ahead of|behind) EventBridge's"),
+        (600, "error", "(599|600|601) s behind EventBridge's"),
+        (-600, "error", "(599|600|601) s ahead of EventBridge's"),
+    ],
+)
+def test_a_clock_that_is_wrong_is_found(
+    skew: int, severity: str, found: str, eventbridge: EventBridge
+) -> None:
+    eventbridge.set(clock_skew=skew)
+    _, _, clock = check_aws.endpoint(Config())
+    assert (clock.id, clock.severity) == ("clock", severity)
+    assert re.fullmatch(found, clock.message)
+    assert clock.advice == ("set the clock: sudo chronyc makestep" if skew else "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "proxy", "ids", "found", "advice"),
+    [
+        ("hang", None, ["name", "endpoint"], "timeout|timed out", "security group"),
+        ("refuse", None, ["name", "endpoint"], "Could not connect", "security group"),
+        (None, "http://127.0.0.1:9", ["endpoint"], "proxy", "`proxy`"),
+    ],
+)
+def test_an_endpoint_that_is_not_reached_is_found(
+    fault: str | None,
+    proxy: str | None,
+    ids: list[str],
+    found: str,
+    advice: str,
+    eventbridge: EventBridge,
+) -> None:
+    eventbridge.set(fault=fault)
+    findings = [*check_aws.endpoint(Config(proxy=proxy))]
+    assert [finding.id for finding in findings] == ids
+    assert findings[-1].severity == "error"
+    assert re.search(found, findings[-1].message)
+    assert advice in findings[-1].advice
