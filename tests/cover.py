@@ -24,7 +24,7 @@ from support import ARTIFACT, copy_checkout, repacked
 
 PLACE = "/opt"  # which instances show as it is
 NOT_HERE = (  # nothing of src/tattle
-    *("artifact/test_build", "unit/test_fleet", "unit/test_standins", "readme/test_readme"),
+    *("artifact/test_build", "unit/test_standins", "readme/test_readme"),
 )
 NO_WALK = "not killed_at and not killed_on and not error_at_any"  # coverage makes them take hours
 TIMEOUT = 600  # seconds for a test: all of them are slower here

@@ -60,20 +60,13 @@ def commands(text: str) -> list[str]:
     return [one for one in found if one.strip()]
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the table whose first column has that heading, without its head."""
-    rest = lines()
-    (first,) = [n for n, line in enumerate(rest) if line.startswith(f"| {heading} |")]
-    rows = []
-    for line in rest[first + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append(cells(line))
-    return rows
-
-
-def cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip()[1:-1].split("|")]
+def table(heading: str, head: bool = False) -> list[list[str]]:
+    """The cells of the table whose first column has that heading, with or without its head."""
+    (table,) = re.findall(rf"(?m)^(\| {re.escape(heading)} \|.*\n(?:\|.*\n)+)", prose() + "\n")
+    first, _, *rows = (
+        [cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()
+    )
+    return [first, *rows] if head else rows
 
 
 def code(text: str) -> list[str]:

@@ -32,8 +32,10 @@ UNITS = [name for name in NAMES if name.endswith((".path", ".service", ".timer")
 PAM_FILE = "/etc/pam.d/sshd"
 PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"
 NO_CHECKSUM = "0" * 64
+SYSTEMD = "/etc/systemd/system"
 LONGEST_PURPOSE = 100  # characters: `tattle recipe` prints it behind a name
-MOST_EXPOSURE = 2.5  # of 10, as `systemd-analyze security` counts; over 7 is "unsafe"
+A = "210987654321"  # an account
+ELSEWHERE = "arn:aws:events:us-east-1:222222222222:event-bus/x"
 
 
 class TestList:
@@ -41,14 +43,13 @@ class TestList:
         assert sorted(NAMES) == sorted(file.name for file in FOLDER.iterdir())
 
     @pytest.mark.parametrize(("name", "purpose"), recipe.recipes())
-    def test_each_has_one_line(self, name: str, purpose: str) -> None:
-        assert purpose.isprintable()
-        assert 0 < len(purpose) <= LONGEST_PURPOSE
-
-    @pytest.mark.parametrize("name", NAMES)
-    def test_it_is_printed_as_it_is(self, name: str) -> None:
+    def test_each_is_printed_as_it_is_and_has_one_line_in_the_list(
+        self, name: str, purpose: str
+    ) -> None:
         assert recipe.text(name) == (FOLDER / name).read_text("utf-8")
         assert recipe.text(name).endswith("\n")
+        assert purpose.isprintable()
+        assert 0 < len(purpose) <= LONGEST_PURPOSE
 
     def test_only_json_has_its_line_elsewhere(self) -> None:
         assert {*recipe.PURPOSES} == {name for name in NAMES if name.endswith(".json")}
@@ -87,18 +88,9 @@ class TestIamPolicy:
     @pytest.mark.parametrize(
         ("place", "arn"),
         [
-            (
-                ("aws", "eu-west-1", "210987654321"),
-                "arn:aws:events:eu-west-1:210987654321:event-bus/default",
-            ),
-            (
-                ("aws-cn", "cn-north-1", "210987654321", "logins"),
-                "arn:aws-cn:events:cn-north-1:210987654321:event-bus/logins",
-            ),
-            (
-                ("aws", "eu-west-1", "1" * 12, "arn:aws:events:us-east-1:222222222222:event-bus/x"),
-                "arn:aws:events:us-east-1:222222222222:event-bus/x",
-            ),
+            (("aws", "eu-west-1", A), f"arn:aws:events:eu-west-1:{A}:event-bus/default"),
+            (("aws-cn", "cn-north-1", A, "x"), f"arn:aws-cn:events:cn-north-1:{A}:event-bus/x"),
+            (("aws", "eu-west-1", A, ELSEWHERE), ELSEWHERE),
         ],
     )
     def test_it_is_filled_in_for_an_instance(self, place: tuple[str, ...], arn: str) -> None:
@@ -174,11 +166,9 @@ class TestUnits:
             f"{TATTLE} check --send"
         )
 
-    @pytest.mark.parametrize(
-        ("starts", "started"),
-        [("tattle.path", "tattle.service"), ("tattle-check.timer", "tattle-check.service")],
-    )
-    def test_a_comment_says_how_to_install_the_pair(self, starts: str, started: str) -> None:
+    @pytest.mark.parametrize("starts", ["tattle.path", "tattle-check.timer"])
+    def test_a_comment_says_how_to_install_the_pair(self, starts: str) -> None:
+        started = Path(starts).with_suffix(".service").name
         assert f"for unit in {starts} {started}; do" in recipe.text(starts)
         assert "sudo tee /etc/systemd/system/$unit" in recipe.text(starts)
         assert f"systemctl enable --now {starts}" in recipe.text(starts)
@@ -202,10 +192,7 @@ class TestCron:
 @pytest.fixture
 def bare(instance: Instance, artifact: Path) -> Instance:
     """An instance without tattle, with the built file and the recipes in a folder of root's."""
-    stock = [line for line in instance.read(PAM_FILE).splitlines() if TATTLE not in line]
-    instance.write(PAM_FILE, "\n".join(stock) + "\n")
-    instance.write(TATTLE, "", 0o755)  # for the reset to bring back
-    instance.path(TATTLE).unlink()
+    instance.uninstall()
     instance.write("/root/tattle", artifact.read_bytes(), 0o755)
     for name in NAMES:
         instance.write(f"/root/recipes/{name}", recipe.text(name))
@@ -231,28 +218,24 @@ def run_twice(box: Instance, commands: list[str]) -> None:
 
 class TestComments:
     @pytest.mark.parametrize(
-        ("name", "paths"),
+        ("name", "installed"),
         [
-            ("tattle.conf", ["/etc/tattle.conf"]),
-            ("tattle.cron", ["/etc/cron.d/tattle"]),
-            (
-                "tattle.path",
-                [f"/etc/systemd/system/tattle.{kind}" for kind in ("path", "service")],
-            ),
+            ("tattle.conf", {"/etc/tattle.conf": "tattle.conf"}),
+            ("tattle.cron", {"/etc/cron.d/tattle": "tattle.cron"}),
+            ("tattle.path", {f"{SYSTEMD}/{one}": one for one in ("tattle.path", "tattle.service")}),
             (
                 "tattle-check.timer",
-                [f"/etc/systemd/system/tattle-check.{kind}" for kind in ("timer", "service")],
+                {f"{SYSTEMD}/tattle-check.{k}": f"tattle-check.{k}" for k in ("timer", "service")},
             ),
         ],
     )
     def test_what_they_say_to_type_installs_it(
-        self, bare: Instance, name: str, paths: list[str]
+        self, bare: Instance, name: str, installed: dict[str, str]
     ) -> None:
-        for path in paths:
+        for path in installed:
             bare.write(path, "")  # for the reset to take away
         run_twice(bare, typed(name))
-        for path in paths:
-            source = "tattle.cron" if path == "/etc/cron.d/tattle" else Path(path).name
+        for path, source in installed.items():
             assert bare.read(path) == recipe.text(source)
 
 
@@ -308,20 +291,15 @@ class TestAnsible:
 
     def test_the_playbook_installs_the_same(self) -> None:
         (play,) = yaml.safe_load(recipe.text("ansible.yaml"))
-        copy, dry_run, readenv, line = play["tasks"]
-        assert copy["ansible.builtin.copy"]["dest"] == TATTLE
-        assert copy["ansible.builtin.copy"]["mode"] == "0755"
-        assert dry_run["ansible.builtin.command"] == f"{TATTLE} --dry-run"
-        assert {*dry_run["environment"]} == {"PAM_TYPE", "PAM_USER", "PAM_RHOST"}
+        tasks = [value for task in play["tasks"] for key, value in task.items() if "." in key]
+        copy, dry_run, readenv, line = tasks
+        assert (copy["dest"], copy["mode"]) == (TATTLE, "0755")
+        assert dry_run == f"{TATTLE} --dry-run"
+        assert {*play["tasks"][1]["environment"]} == {"PAM_TYPE", "PAM_USER", "PAM_RHOST"}
         stock = "session required pam_env.so user_readenv=1 envfile=/etc/default/locale"
-        without = re.sub(readenv["ansible.builtin.replace"]["regexp"], "", stock)
-        assert without == "session required pam_env.so envfile=/etc/default/locale"
-        assert line["ansible.builtin.lineinfile"]["line"] == PAM_LINE
-        assert readenv["ansible.builtin.replace"]["path"] == PAM_FILE
-        assert line["ansible.builtin.lineinfile"]["path"] == PAM_FILE
-
-    def test_a_second_run_finds_its_line(self) -> None:
-        """lineinfile replaces the last line that matches `regexp`, and adds one if none does."""
-        (play,) = yaml.safe_load(recipe.text("ansible.yaml"))
-        settings = play["tasks"][-1]["ansible.builtin.lineinfile"]
-        assert re.search(settings["regexp"], settings["line"])
+        without = "session required pam_env.so envfile=/etc/default/locale"
+        assert re.sub(readenv["regexp"], "", stock) == without
+        assert line["line"] == PAM_LINE
+        assert (readenv["path"], line["path"]) == (PAM_FILE, PAM_FILE)
+        # lineinfile replaces the last line that matches, and adds one if none does.
+        assert re.search(line["regexp"], line["line"])

@@ -365,6 +365,11 @@ class Instance:
         new.chmod(0o755)
         new.rename(self.path(TATTLE))
 
+    def uninstall(self) -> None:
+        """Take the hook and its PAM line away, until the next reset."""
+        self.write("/etc/pam.d/sshd", self._stock_pam)
+        self.path(TATTLE).unlink(missing_ok=True)
+
     def resolve(self, host: str, address: str = "127.0.0.1") -> None:
         """Have a host name resolve to that address; the stand-in shows a certificate for any."""
         kept = [line for line in _lines(self.read("/etc/hosts")) if host not in line.split()]
