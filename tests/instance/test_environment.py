@@ -27,7 +27,8 @@ FUZZED_RUNS = 100
 READERS = {
     "__main__.py",  # is PAM_SERVICE there?
     "delivery/deliver.py",  # sets RES_OPTIONS
-    "delivery/events.py",  # which of AWS's files does a shell's user name?
+    "delivery/aws.py",  # which of AWS's files does a shell's user name? sets no_proxy
+    "delivery/imds.py",  # AWS_EC2_METADATA_DISABLED
     "shell/check.py",  # NO_COLOR
     "shell/cli.py",  # PAM_*; sets RES_OPTIONS
 }

@@ -11,7 +11,7 @@ import botocore.session
 import pytest
 
 from support import need_root
-from tattle.delivery.events import refuse_foreign_files
+from tattle.delivery.aws import refuse_foreign_files
 from tattle.errors import TattleError
 from tattle.trust import private_folder, trusted
 

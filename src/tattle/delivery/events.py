@@ -5,62 +5,49 @@ https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import functools
 import os
-import pwd
-import ssl
 import time
 import traceback
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import botocore.exceptions as aws
+from botocore import exceptions
 from botocore.config import Config as ClientConfig
-from botocore.credentials import Credentials
 from botocore.parsers import ResponseParserError
-from botocore.session import Session as AwsSession
-from urllib3.util.ssl_match_hostname import CertificateError
 
-from tattle import __version__
+from tattle.delivery.aws import (
+    advice,
+    arn,
+    aws_session,
+    configuring,
+    exit_status,
+    faults,
+    find_credentials,
+    redacted,
+    service_name,
+)
 from tattle.delivery.config import PATH, Config
 from tattle.delivery.fault import Unanswered
 from tattle.delivery.fields import detail
 from tattle.delivery.imds import (
-    ATTEMPTS,
     DOMAIN,
-    PARTITION,
     TAG,
-    TIMEOUT,
     IdentityDocument,
-    Imds,
-    sendable,
 )
 from tattle.errors import TattleError
 from tattle.login.pam import Session
-from tattle.trust import trusted
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
-# PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.
-FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
-TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
-OUR_FAULT = ("ResourceNotFoundException", "NotAuthorizedForSource", "NotAuthorizedForDetailType")
-DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
-CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
 # What can happen to a request that was sent
-CONNECTION_LOST = (aws.ConnectionClosedError, aws.ReadTimeoutError, aws.ResponseStreamingError)
+CONNECTION_LOST = (
+    exceptions.ConnectionClosedError,
+    exceptions.ReadTimeoutError,
+    exceptions.ResponseStreamingError,
+)
 UNEXPECTED_RESPONSE = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
-NO_CREDENTIALS = (aws.NoCredentialsError, aws.CredentialRetrievalError, aws.MetadataRetrievalError)
-ROLE = "iam-role"  # the instance's, as botocore names it; and as a profile names it:
-FROM_IMDS = (ROLE, "Ec2InstanceMetadata")
-FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
-CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
-CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
-NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
-NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
 Entry = dict[str, Any]
@@ -71,87 +58,6 @@ class Result(NamedTuple):
 
     event_id: str
     error: TattleError | None
-
-
-def aws_session() -> tuple[AwsSession, Imds]:
-    """Return a botocore session that speaks IMDSv2 only, and its IMDS. Raises TattleError."""
-    with faults(), configuring():
-        session = AwsSession(
-            session_vars={
-                name: (name, "AWS_" + name.upper(), default, int)
-                for name, default in (
-                    ("metadata_service_timeout", TIMEOUT),
-                    ("metadata_service_num_attempts", ATTEMPTS),
-                )
-            }
-        )
-        ca_bundle = session.get_config_variable("ca_bundle")
-        if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
-            raise TattleError(
-                f"ca_bundle: can't read {ca_bundle}",
-                os.EX_CONFIG,
-                f"fix or remove it: ls -l {ca_bundle}",
-            )
-        if os.geteuid() == 0:
-            refuse_foreign_files(session)
-        session.user_agent_extra = f"tattle/{__version__}"
-        session.set_config_variable("ec2_metadata_v1_disabled", True)
-        imds = Imds(session)
-        # Else botocore asks IMDS for the credentials through the shell's HTTP proxy.
-        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        os.environ["no_proxy"] = f"{direct},{urllib.parse.urlsplit(imds.url).netloc}"
-        return session, imds
-
-
-def refuse_foreign_files(session: AwsSession) -> None:
-    """Raise TattleError if root's AWS files could have been written by somebody else.
-
-    Files that a variable names are the caller's choice; under PAM there is no variable.
-    """
-    setting = session.get_config_variable
-    for variable, path in (
-        ("AWS_CONFIG_FILE", setting("config_file")),
-        ("AWS_SHARED_CREDENTIALS_FILE", setting("credentials_file")),
-        ("AWS_CA_BUNDLE", setting("ca_bundle")),
-        ("AWS_DATA_PATH", "~/.aws/models"),  # service models, which botocore prefers to its own
-        ("BOTO_CONFIG", "/etc/boto.cfg"),
-        ("BOTO_CONFIG", "~/.boto"),
-    ):
-        if path and variable not in os.environ:
-            try:
-                trusted(os.path.abspath(os.path.expanduser(path)))
-            except FileNotFoundError:
-                pass
-            except TattleError as error:
-                if os.path.expanduser("~") != pwd.getpwuid(0).pw_dir:  # sudo kept the caller's HOME
-                    error.advice = "HOME is not root's: unset it, or use sudo's option -H"
-                raise
-
-
-def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
-    """Return botocore's credentials, from wherever it has them. Raises TattleError."""
-    with faults(imds):
-        try:
-            credentials = session.get_credentials()
-        except (ValueError, TypeError) as error:  # botocore believes what IMDS says
-            raise aws.CredentialRetrievalError(provider=ROLE, error_msg=str(error)) from error
-        if credentials is None:
-            raise aws.NoCredentialsError
-        parts = credentials.get_frozen_credentials()  # of STS, for some
-        if not all(map(sendable, (parts.access_key, parts.token or "none"))):
-            method = credentials.method
-            raise aws.CredentialRetrievalError(provider=method, error_msg="not printable")
-        return credentials
-
-
-def arn(session: AwsSession, imds: Imds, document: IdentityDocument) -> str:
-    """Return the instance's ARN, in the partition of its region. Raises TattleError."""
-    region, account = document["region"], document["accountId"]
-    try:
-        partition = session.get_partition_for_region(region)
-    except aws.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
-        partition = imds.get(PARTITION) or "aws"
-    return f"arn:{partition}:ec2:{region}:{account}:instance/{document['instanceId']}"
 
 
 class Publisher:
@@ -245,7 +151,7 @@ class Publisher:
             raise
         except TattleError as error:
             again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
-            if not again or isinstance(error.__cause__, aws.NoCredentialsError):
+            if not again or isinstance(error.__cause__, exceptions.NoCredentialsError):
                 raise  # IMDS has been asked several times
             time.sleep(SECOND_TRY_SECONDS)
             (result,) = self.publish([entry])
@@ -272,7 +178,7 @@ class Publisher:
             return self.config.endpoint_url
         try:
             self.aws.get_partition_for_region(self.region)
-        except aws.UnknownRegionError:
+        except exceptions.UnknownRegionError:
             domain = None if self.config.resource else self.imds.get(DOMAIN)
             if not domain:
                 return None
@@ -304,17 +210,6 @@ def entry_size(entry: Entry) -> int:
     return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
 
 
-def unreachable(error: BaseException | None) -> str:
-    """Return what to do about a connection that could not be made."""
-    while error:
-        if isinstance(error, CertificateError):  # urllib3 compares the names itself
-            return NAME_ADVICE
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return CLOCK_ADVICE if error.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
-        error = error.__context__
-    return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
-
-
 def _was_sent(error: BaseException | None) -> bool:
     """Tell whether a request may have left before its connection failed."""
     while error:
@@ -330,76 +225,7 @@ def _refusal(result: dict[str, str], bus: str) -> TattleError | None:
     code = result.get("ErrorCode") or ""
     if not code and result.get("EventId"):
         return None
-    message = f"{_service(bus)} rejected the event: {code}: {_redacted(result.get('ErrorMessage'))}"
-    return TattleError(message, _status(code, 200), _advice(code, 200))
-
-
-def _service(bus: str) -> str:
-    return f"EventBridge, event bus {bus}" if bus else "EventBridge"
-
-
-def _redacted(message: str | None) -> str:
-    """Return an error message of AWS's without the request that it may repeat, token and all."""
-    return (message or "").split("\n")[0].partition("The Canonical String")[0][:300]
-
-
-def _status(code: str, http: int) -> int:
-    """Return the exit status for an error code of EventBridge or STS."""
-    if any(word in code for word in TRY_LATER) or http == 429 or http >= 500:
-        return os.EX_TEMPFAIL
-    if code.startswith(OUR_FAULT) or http == 404:
-        return os.EX_CONFIG
-    return os.EX_DATAERR if code.startswith(DATA_FAULT) or http == 413 else os.EX_NOPERM
-
-
-def _advice(code: str, http: int) -> str:
-    """Return what to do about an error code of EventBridge or STS."""
-    if code.startswith(CLOCK_FAULT):
-        return "set the clock: sudo chronyc makestep; else attach the instance profile again"
-    if "Throttl" in code or http == 429:
-        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
-    return {
-        os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
-        os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
-        os.EX_DATAERR: "please report it, with the event's record",
-    }.get(_status(code, http), "the role must allow it: tattle recipe iam-policy.json")
-
-
-@contextlib.contextmanager
-def configuring() -> Iterator[None]:
-    """Turn what botocore raises over an invalid setting into what a person can act on."""
-    try:
-        yield
-    except ValueError as error:
-        raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
-
-
-@contextlib.contextmanager
-def faults(imds: Imds | None = None, bus: str = "") -> Iterator[None]:
-    """Turn what botocore raises into what a person can act on."""
-    try:
-        yield
-    except aws.ClientError as error:
-        said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        code = said.get("Code", "")
-        service = _service(bus) if error.operation_name == "PutEvents" else error.operation_name
-        message = f"{service}: {code or http}: {_redacted(said.get('Message'))}"
-        raise TattleError(message, _status(code, http), _advice(code, http)) from error
-    except NO_CREDENTIALS as error:
-        raise no_credentials(error, imds) from error
-    except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
-        fault = f"EventBridge can't be reached: {error}"
-        raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
-    except aws.BotoCoreError as error:
-        raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
-
-
-def no_credentials(error: aws.BotoCoreError, imds: Imds | None) -> TattleError:
-    """Return the error for credentials that botocore did not get; of a role's IMDS knows why."""
-    of_role = isinstance(error, aws.NoCredentialsError) or error.kwargs.get("provider") in FROM_IMDS
-    if imds and of_role:
-        try:
-            imds.role_expiration()
-        except TattleError as why:
-            return TattleError(f"no credentials: {why}", why.status, why.advice)
-    return TattleError(f"no credentials: {error}", os.EX_UNAVAILABLE, FIX_FILES)
+    message = (
+        f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
+    )
+    return TattleError(message, exit_status(code, 200), advice(code, 200))

@@ -14,16 +14,9 @@ from collections.abc import Iterator
 from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 
+from tattle.delivery.aws import ROLE, arn, aws_session, faults, find_credentials
 from tattle.delivery.config import PATH, Config, load
-from tattle.delivery.events import (
-    ROLE,
-    Publisher,
-    arn,
-    aws_session,
-    faults,
-    find_credentials,
-    proxies,
-)
+from tattle.delivery.events import Publisher, proxies
 from tattle.delivery.imds import REATTACH
 from tattle.errors import TattleError
 from tattle.shell.finding import ERROR, OK, SKIPPED, Finding, failed

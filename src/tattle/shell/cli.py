@@ -157,8 +157,9 @@ def smoke_test(options: argparse.Namespace) -> int:
     session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
+    from tattle.delivery.aws import find_credentials
     from tattle.delivery.config import load
-    from tattle.delivery.events import Publisher, find_credentials
+    from tattle.delivery.events import Publisher
 
     waiting_for = "IMDS"
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
@@ -244,8 +245,8 @@ def own_iam_policy() -> str:
 
     try:
         unpack()
+        from tattle.delivery.aws import arn, aws_session
         from tattle.delivery.config import load
-        from tattle.delivery.events import arn, aws_session
 
         bus = load().event_bus or "default"
         session, imds = aws_session()
