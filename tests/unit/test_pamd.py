@@ -44,7 +44,8 @@ SKIPPING = {  # the line that can keep the hook from running although the sessio
 TRACER = """\
 #!/bin/sh
 echo "$1" >>{folder}/trace
-case " $(cat {folder}/failing) " in *" $1 "*) exit 1; esac
+read -r failing <{folder}/failing || : # a builtin: this runs thousands of times
+case " $failing " in *" $1 "*) exit 1; esac
 """
 PAM_SYSTEM_ERR = 4
 CONVERSE = ctypes.CFUNCTYPE(ctypes.c_int)
