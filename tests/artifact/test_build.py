@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -29,50 +28,31 @@ PACKAGE = ROOT / "src" / "tattle"
 PACKED = {"botocore", "dateutil", "jmespath", "six.py", "tattle", "urllib3"}
 MADE_HERE = "site-packages/botocore/data/"  # but for the CA bundle, JSON that pack.py cut to size
 A_WEEK_SECONDS = 7 * 24 * 3600
+FILES = {"tattle": 0o755, "tattle.sha256": 0o644, "tattle.cdx.json": 0o644}
 
 
-def modules() -> list[Path]:
-    """Our own."""
-    return sorted(PACKAGE.rglob("*.py"))
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Checkout:
-    """A copy of the working tree, as a clone with the uncommitted changes would be."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        copy_checkout(folder)
-
-    def build(
-        self, *, python: str, home: Path, wrapper: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """./build.sh, with the wheels that built the artifact and without a network."""
-        return subprocess.run(
-            [*wrapper, "./build.sh"],
-            cwd=self.folder,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "HOME": str(home),
-                "PYTHON": python,
-                "PIP_NO_INDEX": "1",
-                "PIP_FIND_LINKS": str(WHEELS),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-        )
-
-    def outcome(self) -> dict[str, bytes]:
-        """The files it built."""
-        return {path.name: path.read_bytes() for path in (self.folder / "dist").iterdir()}
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """Nothing writes to these files: build.sh puts new ones in their place."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:  # another file system
-        shutil.copy2(source, target, follow_symlinks=False)
+def build(
+    folder: Path, *, python: str, home: Path, wrapper: tuple[str, ...] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """./build.sh in there, with the wheels that built the artifact and without a network."""
+    return subprocess.run(
+        [*wrapper, "./build.sh"],
+        cwd=folder,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(home),
+            "PYTHON": python,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(WHEELS),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
 
 
 def builder() -> str:
@@ -81,24 +61,9 @@ def builder() -> str:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """Built as everybody does, with the build tools of this checkout."""
-    checkout = Checkout(tmp_path_factory.mktemp("here"))
-    shutil.copytree(
-        ROOT / ".venv", checkout.folder / ".venv", symlinks=True, copy_function=link_or_copy
-    )
-    done = checkout.build(python=builder(), home=Path.home())
-    assert done.returncode == 0, done.stderr
-    assert "installing" not in done.stderr
-    return checkout
-
-
-@pytest.fixture(scope="module")
-def elsewhere(
-    tmp_path_factory: pytest.TempPathFactory, pythons: dict[str, str]
-) -> Iterator[Checkout]:
-    """Built from nothing in another folder, by another Python, umask, locale, time zone and home,
-    of files of another date, a week later."""
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, pythons: dict[str, str]) -> Iterator[Path]:
+    """A checkout built from nothing by another Python, umask, locale, time zone and home, of files
+    of another date, a week later."""
     need(shutil.which("faketime"), "needs faketime")
     own = subprocess.run(
         [builder(), "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])"],
@@ -109,15 +74,15 @@ def elsewhere(
     others = [path for version, path in pythons.items() if version not in (own, "3.9")]
     need(others and own != "3.9", "needs two Pythons from 3.10 on")
     folder = tmp_path_factory.mktemp("else where") / "ä"
-    home = tmp_path_factory.mktemp("builders-home")
     umask = os.umask(0o077)
     try:
-        checkout = Checkout(folder)
+        copy_checkout(folder)
         for path in folder.rglob("*"):
             os.utime(path, (0, time.time() - 1000 * A_WEEK_SECONDS))
-        done = checkout.build(
+        done = build(
+            folder,
             python=others[-1],
-            home=home,
+            home=tmp_path_factory.mktemp("builders-home"),
             wrapper=("faketime", "-f", f"+{A_WEEK_SECONDS}"),
             TZ="Pacific/Kiritimati",
             LC_ALL="C",
@@ -128,7 +93,7 @@ def elsewhere(
         os.umask(umask)
     assert done.returncode == 0, done.stderr
     assert "installing build tools" in done.stderr
-    yield checkout
+    yield folder
     shutil.rmtree(folder)
 
 
@@ -146,58 +111,52 @@ def sbom(artifact: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 class TestReproducible:
-    @pytest.mark.parametrize("name", ["tattle", "tattle.sha256", "tattle.cdx.json"])
+    @pytest.mark.parametrize(("name", "mode"), FILES.items())
     def test_two_checkouts_two_builders_two_days_make_the_same_bytes(
-        self, here: Checkout, elsewhere: Checkout, name: str
+        self, artifact: Path, elsewhere: Path, name: str, mode: int
     ) -> None:
-        first, second = here.outcome()[name], elsewhere.outcome()[name]
-        assert hashlib.sha256(first).hexdigest() == hashlib.sha256(second).hexdigest()
+        here, there = artifact.with_name(name), elsewhere / "dist" / name
+        assert digest(here) == digest(there), "or dist/ is older than this checkout"
+        assert there.stat().st_mode & 0o777 == mode, "whatever the umask"
 
-    def test_nothing_else_is_built(self, here: Checkout, elsewhere: Checkout) -> None:
-        assert set(here.outcome()) == {"tattle", "tattle.sha256", "tattle.cdx.json"}
-        assert set(elsewhere.outcome()) == set(here.outcome())
+    def test_nothing_else_is_built(self, elsewhere: Path) -> None:
+        assert {path.name for path in (elsewhere / "dist").iterdir()} == {*FILES}
 
-    def test_the_umask_has_no_say_in_the_modes(self, elsewhere: Checkout) -> None:
-        modes = {path.name: path.stat().st_mode & 0o777 for path in elsewhere.folder.glob("dist/*")}
-        assert modes == {"tattle": 0o755, "tattle.sha256": 0o644, "tattle.cdx.json": 0o644}
-
-    def test_no_path_of_the_builder_is_inside(self, elsewhere: Checkout) -> None:
-        built = elsewhere.outcome()["tattle"]
-        with zipfile.ZipFile(io.BytesIO(built)) as archive:
+    def test_no_path_of_the_builder_is_inside(self, elsewhere: Path) -> None:
+        built = [path.read_bytes() for path in (elsewhere / "dist").iterdir()]
+        with zipfile.ZipFile(elsewhere / "dist" / "tattle") as archive:
             names = [name for name in archive.namelist() if "/recipes/" not in name]  # as they are
-            everything = [archive.read(name) for name in names]
-        everything += elsewhere.outcome().values()
-        folder = elsewhere.folder.parent.name
-        for trace in (folder, "builders-home", str(ROOT), str(Path.home()), sys.prefix):
-            assert not [data for data in everything if trace.encode() in data]
+            built += [archive.read(name) for name in names]
+        for trace in ("else where", "builders-home", str(ROOT), str(Path.home()), sys.prefix):
+            assert not [data for data in built if trace.encode() in data]
 
-    def test_the_checksum_file_is_what_sha256sum_checks(self, here: Checkout) -> None:
-        done = subprocess.run(
-            ["sha256sum", "--check", "--strict", "tattle.sha256"],
-            cwd=here.folder / "dist",
-            capture_output=True,
-            text=True,
-        )
+    def test_a_second_build_installs_nothing(self, elsewhere: Path) -> None:
+        """And keeps what zopfli made, so that it takes seconds."""
+        python = (elsewhere / ".venv" / "made-from").read_text().split(" ")[0]
+        done = build(elsewhere, python=python, home=elsewhere)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert {path.name for path in (elsewhere / "dist").iterdir()} == {*FILES}
+
+    def test_the_checksum_file_is_what_sha256sum_checks(self, artifact: Path) -> None:
+        command = ["sha256sum", "--check", "--strict", "tattle.sha256"]
+        done = subprocess.run(command, cwd=artifact.parent, capture_output=True, text=True)
         assert done.stdout == "tattle: OK\n", done.stderr
 
 
-@pytest.mark.slow
 class TestTheLock:
+    @pytest.mark.slow
     def test_a_wheel_that_was_tampered_with_is_refused(self, tmp_path: Path) -> None:
-        wheels = tmp_path / "wheels"
-        shutil.copytree(WHEELS, wheels, copy_function=link_or_copy)
+        wheels, checkout = tmp_path / "wheels", tmp_path / "checkout"
+        shutil.copytree(WHEELS, wheels)
         (six,) = wheels.glob("six-*.whl")
-        content = six.read_bytes()
-        six.unlink()
-        with zipfile.ZipFile(io.BytesIO(content)) as good, zipfile.ZipFile(six, "w") as bad:
-            for info in good.infolist():
-                bad.writestr(info, good.read(info) + b"#" * (info.filename == "six.py"))
-        checkout = Checkout(tmp_path / "checkout")
-        done = checkout.build(python=builder(), home=tmp_path, PIP_FIND_LINKS=str(wheels))
+        with zipfile.ZipFile(six, "a") as tampered:
+            tampered.writestr("six-more.py", "")
+        copy_checkout(checkout)
+        done = build(checkout, python=builder(), home=tmp_path, PIP_FIND_LINKS=str(wheels))
         assert done.returncode != 0
         assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
         assert "six" in done.stderr
-        assert not (checkout.folder / "dist").exists()
+        assert not (checkout / "dist").exists()
 
     def test_every_requirement_is_pinned_and_hashed(self) -> None:
         text = re.sub(r"\\\n", "", LOCK.read_text())
@@ -212,7 +171,7 @@ class TestWhatIsInside:
         locked = LOCK.read_text()
         originals: dict[str, bytes] = {}
         for wheel in WHEELS.glob("*.whl"):
-            assert f"--hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}" in locked
+            assert f"--hash=sha256:{digest(wheel)}" in locked
             with zipfile.ZipFile(wheel) as opened:
                 originals.update((f"site-packages/{n}", opened.read(n)) for n in opened.namelist())
         for path in PACKAGE.rglob("*"):
@@ -235,8 +194,9 @@ class TestWhatIsInside:
         self, archive: zipfile.ZipFile
     ) -> None:
         assert archive.namelist()[0] == "__main__.py"
-        ours = {f"site-packages/tattle/{path.relative_to(PACKAGE)}" for path in modules()}
-        ours = {"__main__.py", *ours} - {"site-packages/tattle/__main__.py"}
+        modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+        ours = {f"site-packages/tattle/{name}" for name in modules - {"__main__.py"}}
+        ours.add("__main__.py")
         stored = {i.filename for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED}
         assert ours <= stored
 
@@ -322,9 +282,8 @@ class TestSbom:
         source = (ROOT / "src" / "tattle" / "__init__.py").read_text()
         version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)
         assert version
-        digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
         assert (made["name"], made["version"]) == ("tattle", version[1])
-        assert made["hashes"] == [{"alg": "SHA-256", "content": digest}]
+        assert made["hashes"] == [{"alg": "SHA-256", "content": digest(artifact)}]
 
     def test_it_names_what_is_packed_as_it_is_locked(self, sbom: dict[str, Any]) -> None:
         components = {part["name"]: part for part in sbom["components"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import ssl
 import tempfile
 import threading
@@ -52,7 +51,7 @@ class Ca:
         return path
 
     def context(self, host: str, kind: str = GOOD) -> ssl.SSLContext:
-        """A server's TLS context for that host name or address, the same one each time."""
+        """A server's TLS context for that host name, the same one each time."""
         with self._lock:
             if (host, kind) not in self._contexts:
                 self._contexts[host, kind] = self.make_context(host, kind)
@@ -68,7 +67,7 @@ class Ca:
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stand-in")]))
             .public_key(key.public_key())
-            .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
             ),
@@ -116,10 +115,3 @@ _CA_KEY_USAGE = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)

@@ -2,13 +2,11 @@
 entry as Amazon EventBridge does, keeps what it accepted, and fails on demand.
 
 It speaks what botocore 1.42 speaks to the service `events`: AWS JSON 1.1, signed with Signature
-Version 4. By hand: `python tests/standins/eventbridge.py --port 8112`, then `curl
-localhost:8112/_log`, and `curl localhost:8112/_control -d '{"fault": "throttle"}'`.
+Version 4.
 """
 
 from __future__ import annotations
 
-import argparse
 import calendar
 import datetime
 import hashlib
@@ -17,21 +15,15 @@ import json
 import re
 import socket
 import ssl
-import sys
 import time
-import urllib.parse
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from standins import ROLE_CREDENTIALS, RoleCredentials
-from standins.server import Answer, Asked, Settings, StandIn, bind, recorded, serve
+from standins.server import Answer, Asked, Settings, StandIn, Unanswered
 
 if TYPE_CHECKING:
     from standins.ca import Ca, TlsConnection
@@ -108,9 +100,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class EventBridgeSettings(Settings):
-    """Faults, besides Settings': "access-denied", "throttle", "expired-token" (as AWS words them),
-    "rubbish" (200 with a body that is none), "empty" (200, no body); and, after the entries were
-    accepted and recorded, "reset-after", "close-after", "hang-after", "trickle-after"."""
+    """Faults, besides Settings': those in ERRORS, as AWS words them, and those in AFTER."""
 
     fault_times: int | None = None
     """How many calls the fault spoils before it is over; None: all of them."""
@@ -155,9 +145,7 @@ class Call:
     """time.monotonic()"""
     entry_count: int
     outcome: str
-    """"accepted" (see failed_count), an error's code, or the fault it ran into."""
-    failed_count: int
-    """Entries that failed, of a call that was accepted."""
+    """"accepted", an error's code, or the fault it ran into."""
     host: str
     server_name: str | None
     """The name in the TLS handshake (SNI)."""
@@ -166,7 +154,7 @@ class Call:
 
 class EventBridge(StandIn[EventBridgeSettings]):
     banner = "EventBridge"
-    faults = StandIn.faults | {"rubbish", "empty", *ERRORS, *AFTER}
+    faults = StandIn.faults | {*ERRORS, *AFTER}
 
     def __init__(self, *sockets: socket.socket, ca: Ca | None = None, **settings: Any) -> None:
         super().__init__(EventBridgeSettings(**settings), *sockets)
@@ -238,9 +226,6 @@ class EventBridge(StandIn[EventBridgeSettings]):
             self._calls_under_fault = 0
             self._rejected.clear()
 
-    def log(self) -> dict[str, Any]:
-        return {"calls": recorded(self.calls()), "entries": recorded(self.entries())}
-
     # Answering
 
     def hangs_at_connect(self) -> bool:
@@ -256,8 +241,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
     ) -> None:
         assert self._ca
         connection.server_name = server_name
-        host = server_name or connection.getsockname()[0]
-        connection.context = self._ca.context(host, self.settings.certificate)
+        kind = self.settings.certificate
+        connection.context = self._ca.context(server_name or "localhost", kind)
 
     def now(self) -> float:
         return time.time() + self.settings.clock_skew
@@ -291,9 +276,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
             self._authenticate(asked)
             if fault in ERRORS:
                 raise ERRORS[str(fault)]
-            if {entry.get("EventBusName", "default") for entry in entries} & {
-                *self.settings.denied_buses
-            }:
+            buses = {entry.get("EventBusName", "default") for entry in entries}
+            if buses & {*self.settings.denied_buses}:
                 raise ERRORS["access-denied"]
             check_request(entries)
         except AwsError as error:
@@ -303,11 +287,11 @@ class EventBridge(StandIn[EventBridgeSettings]):
         if fault is not None and fault not in AFTER:
             self._record(asked, entries, str(fault))
             self.sleep(self.settings.delay)
-            return self._fail(fault)
+            return self.fail(fault)
         answer = self._accept_entries(asked, entries)
         self.sleep(self.settings.delay)
         if fault is not None:
-            return self.fail_in_transit(AFTER[str(fault)])
+            raise Unanswered(AFTER[str(fault)])
         return answer
 
     def _authenticate(self, asked: Asked) -> None:
@@ -316,15 +300,9 @@ class EventBridge(StandIn[EventBridgeSettings]):
         region = in_host.group(1) if in_host else self.settings.region
         verify_signature(asked, self.settings.credentials, region, self.now())
 
-    def _fail(self, fault: str | int) -> Answer:
-        if isinstance(fault, int):
-            code = {500: "InternalException", 503: "ServiceUnavailable"}.get(fault, "Fault")
-            return AwsError(fault, code, "The request processing has failed").answer()
-        if fault == "rubbish":
-            return Answer(200, b"\x00<html>\xff not JSON", CONTENT_TYPE)
-        if fault == "empty":
-            return Answer(200, b"", CONTENT_TYPE)
-        return self.fail_in_transit(fault)
+    def error(self, status: int) -> Answer:
+        code = {500: "InternalException", 503: "ServiceUnavailable"}.get(status, "Fault")
+        return AwsError(status, code, "The request processing has failed").answer()
 
     def _accept_entries(self, asked: Asked, entries: list[dict[str, Any]]) -> Answer:
         results = []
@@ -338,8 +316,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
                     event_id = str(uuid.uuid4())
                     results.append({"EventId": event_id})
                     self._entries.append(Entry(entry, event_id, asked.arrived, call))
-            failed_count = sum("ErrorCode" in result for result in results)
-            self._record(asked, entries, "accepted", failed_count)
+            self._record(asked, entries, "accepted")
+        failed_count = sum("ErrorCode" in result for result in results)
         body = json.dumps({"FailedEntryCount": failed_count, "Entries": results})
         return Answer(200, body.encode(), CONTENT_TYPE, _request_id())
 
@@ -351,19 +329,16 @@ class EventBridge(StandIn[EventBridgeSettings]):
                     return rule.code, rule.message
         return None
 
-    def _record(
-        self, asked: Asked, entries: list[Any], outcome: str, failed_count: int = 0
-    ) -> None:
+    def _record(self, asked: Asked, entries: list[Any], outcome: str) -> None:
         with self._changed:
             self._calls.append(
                 Call(
                     arrived=asked.arrived,
                     entry_count=len(entries),
                     outcome=outcome,
-                    failed_count=failed_count,
                     host=asked.headers.get("host", ""),
                     server_name=asked.server_name,
-                    headers=dict(asked.headers),
+                    headers=asked.headers,
                 )
             )
             self._changed.notify_all()
@@ -371,7 +346,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
 
 def parse(asked: Asked) -> list[Any]:
     """The request's entries; AwsError if it isn't a PutEvents call."""
-    if asked.method != "POST" or asked.headers.get("x-amz-target") != TARGET:
+    target = asked.headers.get("x-amz-target")
+    if (asked.method, asked.path, target) != ("POST", "/", TARGET):
         raise AwsError(404, "UnknownOperationException", "Unknown operation")
     if asked.headers.get("content-type") != CONTENT_TYPE:
         raise AwsError(404, "UnknownOperationException", "Unknown content type")
@@ -526,17 +502,12 @@ def _check_time(stamp: str, date: str, now: float) -> None:
 def _signature(
     asked: Asked, signed_names: list[str], credentials: RoleCredentials, scope: str
 ) -> str:
-    url = urllib.parse.urlsplit(asked.path)
-    query = sorted(
-        (urllib.parse.quote(name, safe="-_.~"), urllib.parse.quote(value, safe="-_.~"))
-        for name, value in urllib.parse.parse_qsl(url.query, keep_blank_values=True)
-    )
     headers = [f"{name}:{' '.join(asked.headers.get(name, '').split())}\n" for name in signed_names]
     canonical = "\n".join(
         [
             asked.method,
-            urllib.parse.quote(url.path, safe="/-_.~"),
-            "&".join(f"{name}={value}" for name, value in query),
+            asked.path,
+            "",  # the query
             "".join(headers),
             ";".join(signed_names),
             hashlib.sha256(asked.body).hexdigest(),
@@ -552,22 +523,3 @@ def _signature(
 
 def _request_id() -> dict[str, str]:
     return {"x-amzn-RequestId": str(uuid.uuid4())}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A strict PutEvents endpoint.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--ca", type=Path, help="speak TLS, and write the CA's certificate there")
-    arguments = parser.parse_args()
-    ca = None
-    if arguments.ca:
-        from standins.ca import Ca
-
-        ca = Ca()
-        ca.write(arguments.ca)
-    serve(EventBridge(bind(arguments.host, arguments.port), ca=ca))
-
-
-if __name__ == "__main__":
-    main()

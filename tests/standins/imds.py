@@ -1,29 +1,22 @@
 """A strict IMDSv2 server: what 169.254.169.254 is on an instance where version 2 is required.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
-By hand: `python tests/standins/imds.py --port 8111`, then `curl localhost:8111/_log`, and
-`curl localhost:8111/_control -d '{"fault": 500}'`.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from standins import ROLE_CREDENTIALS, RoleCredentials
-from standins.server import Answer, Asked, Settings, StandIn, bind, recorded, serve
+from standins.server import Answer, Asked, Settings, StandIn
 
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"
@@ -33,7 +26,7 @@ LONGEST_TOKEN_TTL_SECONDS = 21600
 IDENTITY_PATH = "/latest/dynamic/instance-identity/document"
 CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
 TAGS_PATH = "/latest/meta-data/tags/instance/"
-RUBBISH = b"\x00<html>\xff not what was asked for"
+SERVICES_PATH = "/latest/meta-data/services/"
 
 
 def identity_document(**changes: Any) -> dict[str, Any]:
@@ -96,10 +89,8 @@ ROLE_NOT_ASSUMABLE = {
 
 @dataclass(frozen=True)
 class ImdsSettings(Settings):
-    """Faults, besides Settings': "rubbish" (200 with a body that is none), "empty" (200, no body),
-    or an HTTP status. `fault_path`: only paths that begin so are faulty."""
-
     fault_path: str = "/"
+    """Only paths that begin so are faulty."""
     document: Mapping[str, Any] | bytes = field(default_factory=identity_document)
     """The identity document; bytes are served as they are."""
     role: str | None = "tattle"
@@ -119,17 +110,18 @@ class ImdsRequest:
 
     method: str
     path: str
-    had_token: bool
-    """It carried a token, valid or not."""
     status: int
-    arrived: float
-    """time.monotonic()"""
+    """0: it ran into a fault that is no answer."""
     headers: Mapping[str, str]
+
+    @property
+    def had_token(self) -> bool:
+        """It carried a token, valid or not."""
+        return TOKEN_HEADER in self.headers
 
 
 class Imds(StandIn[ImdsSettings]):
     banner = "EC2ws"
-    faults = StandIn.faults | {"rubbish", "empty"}
 
     def __init__(self, *sockets: socket.socket, **settings: Any) -> None:
         super().__init__(ImdsSettings(**settings), *sockets)
@@ -144,9 +136,6 @@ class Imds(StandIn[ImdsSettings]):
         super().clear()
         with self._changed:
             self._requests.clear()
-
-    def log(self) -> dict[str, Any]:
-        return {"requests": recorded(self.requests())}
 
     def hangs_at_connect(self) -> bool:
         return super().hangs_at_connect() and self.settings.fault_path == "/"
@@ -163,49 +152,35 @@ class Imds(StandIn[ImdsSettings]):
 
     def _record(self, asked: Asked, status: int) -> None:
         with self._changed:
-            self._requests.append(
-                ImdsRequest(
-                    method=asked.method,
-                    path=asked.path,
-                    had_token=TOKEN_HEADER in asked.headers,
-                    status=status,
-                    arrived=asked.arrived,
-                    headers=dict(asked.headers),
-                )
-            )
+            self._requests.append(ImdsRequest(asked.method, asked.path, status, asked.headers))
             self._changed.notify_all()
 
     def _answer(self, asked: Asked) -> Answer:
         fault = self.settings.fault if asked.path.startswith(self.settings.fault_path) else None
         if fault is not None:
-            return self._fail(fault)
+            return self.fail(fault)
         if asked.path == TOKEN_PATH:
             return self._issue_token(asked)
         if asked.method != "GET":
-            return _error(405, "Method Not Allowed")
+            return self.error(405)
         with self._changed:
             expiry = self._tokens.get(asked.headers.get(TOKEN_HEADER, ""), 0.0)
         if expiry <= time.monotonic():
-            return _error(401, "Unauthorized")
+            return self.error(401)
         return self._look_up(asked.path)
 
-    def _fail(self, fault: str | int) -> Answer:
-        if isinstance(fault, int):
-            return _error(fault, "Fault")
-        if fault == "rubbish":
-            return Answer(200, RUBBISH)
-        if fault == "empty":
-            return Answer(200)
-        return self.fail_in_transit(fault)
+    def error(self, status: int) -> Answer:
+        page = f"<html><head><title>{status} - {HTTPStatus(status).phrase}</title></head></html>"
+        return Answer(status, page.encode(), "text/html")
 
     def _issue_token(self, asked: Asked) -> Answer:
         if asked.method != "PUT":
-            return _error(405, "Method Not Allowed")
+            return self.error(405)
         if "x-forwarded-for" in asked.headers:
-            return _error(403, "Forbidden")  # someone's open proxy, not the instance
+            return self.error(403)  # someone's open proxy, not the instance
         ttl = asked.headers.get(TOKEN_TTL_HEADER, "")
         if not (ttl.isdecimal() and 1 <= int(ttl) <= LONGEST_TOKEN_TTL_SECONDS):
-            return _error(400, "Bad Request")
+            return self.error(400)
         token = secrets.token_urlsafe(40) + "=="
         with self._changed:
             self._tokens[token] = time.monotonic() + int(ttl)
@@ -218,43 +193,19 @@ class Imds(StandIn[ImdsSettings]):
             return self._look_up_role(path[len(CREDENTIALS_PATH) :])
         if path.startswith(TAGS_PATH) and self.settings.tags is not None:
             name = path[len(TAGS_PATH) :]
-            if not name:
-                return _text("\n".join(self.settings.tags).encode())
             if name in self.settings.tags:
                 return _text(self.settings.tags[name].encode())
-        leaf = path[len("/latest/meta-data/") :] if path.startswith("/latest/meta-data/") else ""
-        metadata = self._metadata()
-        return _text(metadata[leaf].encode()) if leaf in metadata else _error(404, "Not Found")
+        services = {"partition": self.settings.partition, "domain": self.settings.domain}
+        value = services.get(path[len(SERVICES_PATH) :]) if path.startswith(SERVICES_PATH) else None
+        return self.error(404) if value is None else _text(value.encode())
 
     def _look_up_role(self, role: str) -> Answer:
         if self.settings.role is None or role not in ("", self.settings.role):
-            return _error(404, "Not Found")
+            return self.error(404)
         if not role:
             return _text(self.settings.role.encode())
         credentials = self.settings.credentials
         return _text(role_credentials() if credentials is None else credentials)
-
-    def _metadata(self) -> dict[str, str]:
-        """The leaves under /latest/meta-data/ that follow from the identity document."""
-        document = self.settings.document
-        if isinstance(document, bytes):
-            return {}
-        address = document.get("privateIp", "")
-        region = document.get("region", "")
-        hostname = f"ip-{address.replace('.', '-')}.{region}.compute.internal"
-        partition, domain = self.settings.partition, self.settings.domain
-        return {
-            "ami-id": document.get("imageId", ""),
-            "hostname": hostname,
-            "instance-id": document.get("instanceId", ""),
-            "instance-type": document.get("instanceType", ""),
-            "local-hostname": hostname,
-            "local-ipv4": address,
-            "placement/availability-zone": document.get("availabilityZone", ""),
-            "placement/region": region,
-            **({} if partition is None else {"services/partition": partition}),
-            **({} if domain is None else {"services/domain": domain}),
-        }
 
 
 def _text(content: Mapping[str, Any] | bytes) -> Answer:
@@ -262,28 +213,6 @@ def _text(content: Mapping[str, Any] | bytes) -> Answer:
     return Answer(200, body)
 
 
-def _error(status: int, title: str) -> Answer:
-    page = (
-        '<?xml version="1.0" encoding="iso-8859-1"?>\n'
-        '<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">\n'
-        f" <head>\n  <title>{status} - {title}</title>\n </head>\n"
-        f" <body>\n  <h1>{status} - {title}</h1>\n </body>\n</html>\n"
-    )
-    return Answer(status, page.encode(), "text/html")
-
-
 def _timestamp(seconds: float) -> str:
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A strict IMDSv2 server.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    arguments = parser.parse_args()
-    serve(Imds(bind(arguments.host, arguments.port)))
-
-
-if __name__ == "__main__":
-    main()

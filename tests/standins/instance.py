@@ -183,9 +183,6 @@ class Instance:
     """A context manager: the instance is there while entered.
 
     `artifact`: the hook to install as /usr/local/bin/tattle, a file or a script's text.
-    `hook_arguments`: what follows it on the PAM line; `control`: the line's control value.
-    `user_readenv`: False takes `user_readenv=1` off Debian's pam_env line.
-    `sshd_config`: lines that come before the stock file's.
     `spool`: a folder of the machine's to use for /var/spool, for a real disk under it.
     `root`: a folder to use for /, of a debootstrap for one; nothing is written to it.
     """
@@ -196,20 +193,12 @@ class Instance:
         self,
         artifact: Path | str | None = None,
         *,
-        hook_arguments: Sequence[str] = (),
-        control: str = "optional",
-        user_readenv: bool = True,
-        sshd_config: Sequence[str] = (),
         spool: Path | None = None,
         root: Path | None = None,
     ) -> None:
         assert not (spool and root), "either of them"
         self._artifact = artifact
-        self._hook_arguments = hook_arguments
-        self._control = control
-        self._user_readenv = user_readenv
-        self._sshd_config = tuple(sshd_config)
-        self._sshd_running_config: tuple[str, ...] = ()
+        self._sshd_config: tuple[str, ...] = ()
         self._spool = spool
         self._other_root = root
         self._closing = ExitStack()
@@ -240,14 +229,12 @@ class Instance:
         addresses = ["169.254.169.254"]
         if "fd00:ec2::254" in self.run(["ip", "address", "show", "dev", "lo"]).stdout:
             addresses.append("fd00:ec2::254")
-        self.imds = closing.enter_context(
-            Imds(*(bind(address, 80, namespace) for address in addresses))
-        )
-        self.eventbridge = closing.enter_context(
-            EventBridge(bind("127.0.0.1", 443, namespace), ca=self.ca)
-        )
+        imds = Imds(*(bind(address, 80, namespace) for address in addresses))
+        self.imds = closing.enter_context(imds)
+        eventbridge = EventBridge(bind("127.0.0.1", 443, namespace), ca=self.ca)
+        self.eventbridge = closing.enter_context(eventbridge)
         self._furnish()
-        self.start_sshd(*self._sshd_config)
+        self.start_sshd()
         self.keep()
 
     def _start_namespaces(self, closing: ExitStack, boot_id: Path) -> int:
@@ -299,9 +286,7 @@ class Instance:
         self._stock_pam = "".join(
             line for line in _lines(self.read("/etc/pam.d/sshd")) if TATTLE not in line
         )
-        self.configure_pam(
-            *self._hook_arguments, control=self._control, user_readenv=self._user_readenv
-        )
+        self.configure_pam()
         if self._artifact is not None:
             self.install(self._artifact)
 
@@ -530,7 +515,7 @@ class Instance:
         self.stop_sshd()
         lines = [*config, "ListenAddress 127.0.0.1", "UsePAM yes"]
         self.write("/etc/ssh/sshd_config.d/test.conf", "".join(f"{line}\n" for line in lines))
-        self._sshd_running_config = config
+        self._sshd_config = config
         self.run(["/usr/sbin/sshd"], check=True)
         pid_file = self.path("/run/sshd.pid")  # written once it listens
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -569,26 +554,24 @@ class Instance:
     ) -> subprocess.CompletedProcess[str]:
         """Log in from that address and run a command (options: ssh's, such as "-tt")."""
         arguments = [*options, f"{user}@127.0.0.1", *command]
-        return self.run(
-            self.ssh_command("ssh", *arguments, user=user, source=source), **run_options
-        )
+        ssh = self.ssh_command("ssh", *arguments, user=user, source=source)
+        return self.run(ssh, **run_options)
 
     def scp(
         self, user: str, file: str, target: str, *, source: str = REMOTE_HOST, **run_options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Copy one of root's files inside to the user's account."""
         arguments = [file, f"{user}@127.0.0.1:{target}"]
-        return self.run(
-            self.ssh_command("scp", *arguments, user=user, source=source), **run_options
-        )
+        scp = self.ssh_command("scp", *arguments, user=user, source=source)
+        return self.run(scp, **run_options)
 
     def sftp(
         self, user: str, batch: str, *, source: str = REMOTE_HOST, **run_options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run a batch of sftp commands."""
         arguments = ["-b", "-", f"{user}@127.0.0.1"]
-        command = self.ssh_command("sftp", *arguments, user=user, source=source)
-        return self.run(command, input=batch, **run_options)
+        sftp = self.ssh_command("sftp", *arguments, user=user, source=source)
+        return self.run(sftp, input=batch, **run_options)
 
     # The hook without sshd
 
@@ -632,8 +615,8 @@ class Instance:
         self._restore()
         if self._artifact is not None:
             self.install(self._artifact)
-        if not self._sshd_pid or self._sshd_running_config != self._sshd_config:
-            self.start_sshd(*self._sshd_config)
+        if not self._sshd_pid or self._sshd_config:
+            self.start_sshd()
             self._originals.clear()
         self.syslog.clear()
 
@@ -706,7 +689,7 @@ class Instance:
             _empty(self.path(folder))
         self.path("/run/sshd").mkdir(mode=0o755)
         self.path(BOOT_ID).write_text(_uuid())
-        self.start_sshd(*self._sshd_running_config)
+        self.start_sshd(*self._sshd_config)
 
 
 @functools.cache

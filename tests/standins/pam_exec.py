@@ -18,7 +18,6 @@ import time
 from typing import Any
 
 LIBC = ctypes.CDLL(None)
-READ_BYTES = 65536
 EXEC_FAILED = 127
 
 
@@ -64,8 +63,8 @@ def run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for result in results:
         reader = result.pop("reader")
         if reader is not None:  # as pam_exec does: up to the end of file, then the status
-            result["output"] = os.fsdecode(read_all(reader))
-            os.close(reader)
+            with open(reader, "rb") as output:
+                result["output"] = os.fsdecode(output.read())
     while running:
         pid, status, usage = os.wait4(-1, 0)
         if pid in running:
@@ -78,13 +77,6 @@ def run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             result["cpu_seconds"] = usage.ru_utime + usage.ru_stime
             result["max_rss_kib"] = usage.ru_maxrss
     return results
-
-
-def read_all(reader: int) -> bytes:
-    chunks = []
-    while chunk := os.read(reader, READ_BYTES):
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 if __name__ == "__main__":

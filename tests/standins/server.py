@@ -8,21 +8,22 @@ in the network namespace of a throwaway instance (see `bind`).
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Generic, TypeVar
 
 CLONE_NEWNET = 0x40000000  # sched.h
 BACKLOG = 512  # connections; a burst of hooks must not be refused by accident
 TRICKLE_SECONDS = 3.0  # between two bytes: shorter than most time-outs
+RUBBISH = b"\x00<html>\xff not what was asked for"
 PEER_POLL_SECONDS = 0.05  # how soon a withheld answer notices that its client left
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
@@ -30,14 +31,13 @@ SettingsType = TypeVar("SettingsType", bound="Settings")
 
 @dataclass(frozen=True)
 class Settings:
-    """What every HTTP stand-in can be told. Each has faults of its own, and these:
+    """What every HTTP stand-in can be told. A fault is a number, answered as an HTTP status, or
 
+    - "rubbish", "empty": 200 with a body that is no answer, or with none;
     - "refuse": nothing listens, and open connections are reset;
     - "hang": connections are accepted and never answered;
     - "close", "reset": a request is read, then the connection ends with FIN or with RST;
     - "trickle": a request is read, then an answer of a thousand bytes, one every three seconds.
-
-    A number is answered as an HTTP status.
     """
 
     fault: str | int | None = None
@@ -68,20 +68,8 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class HangUp(Exception):  # noqa: N818
-    """Close the connection without an answer."""
-
-
-class Reset(Exception):  # noqa: N818
-    """Reset the connection (RST) without an answer."""
-
-
-class Hang(Exception):  # noqa: N818
-    """Keep the connection open and never answer."""
-
-
-class Trickle(Exception):  # noqa: N818
-    """Answer, but a byte at a time."""
+class Unanswered(Exception):  # noqa: N818
+    """One of Settings' faults, by name, instead of an answer."""
 
 
 def bind(
@@ -91,25 +79,18 @@ def bind(
     path such as /proc/PID/ns/net is given (a socket stays in the namespace it was made in)."""
     if network_namespace is None:
         return _bind(host, port)
-    bound: list[socket.socket] = []
-    failures: list[BaseException] = []
 
-    def enter_and_bind() -> None:  # setns concerns one thread, and this one ends right after
-        try:
-            with open(network_namespace) as namespace:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(namespace.fileno(), CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), "setns")
-            bound.append(_bind(host, port))
-        except BaseException as error:
-            failures.append(error)
+    def enter_and_bind() -> socket.socket:
+        with open(network_namespace) as namespace:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(namespace.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        return _bind(host, port)
 
-    thread = threading.Thread(target=enter_and_bind)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return bound[0]
+    with ThreadPoolExecutor(
+        1
+    ) as thread:  # setns concerns one thread, and this one ends right after
+        return thread.submit(enter_and_bind).result()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -132,7 +113,7 @@ class StandIn(Generic[SettingsType]):
 
     banner = "stand-in"
     scheme = "http"
-    faults: frozenset[str] = frozenset({"refuse", "hang", "close", "reset", "trickle"})
+    faults = frozenset({"rubbish", "empty", "refuse", "hang", "close", "reset", "trickle"})
 
     def __init__(self, settings: SettingsType, *sockets: socket.socket) -> None:
         self._initial = settings
@@ -177,14 +158,10 @@ class StandIn(Generic[SettingsType]):
         with self._changed:
             return self._connection_count
 
-    def log(self) -> dict[str, Any]:
-        """What was recorded, as JSON can hold it (for `GET /_log`)."""
-        raise NotImplementedError
-
     # For subclasses
 
     def answer(self, asked: Asked) -> Answer:
-        """Answer one request, or raise HangUp, Reset or Hang."""
+        """Answer one request, or raise Unanswered."""
         raise NotImplementedError
 
     def secure(self, connection: socket.socket) -> socket.socket:
@@ -194,15 +171,17 @@ class StandIn(Generic[SettingsType]):
     def hangs_at_connect(self) -> bool:
         return self._settings.fault == "hang"
 
-    def fail_in_transit(self, fault: str) -> Answer:
-        """The faults that every stand-in knows and that answer nothing."""
-        if fault == "close":
-            raise HangUp
-        if fault == "hang":
-            raise Hang
-        if fault == "trickle":
-            raise Trickle
-        raise Reset  # "refuse" too, of a request that came just before
+    def fail(self, fault: str | int) -> Answer:
+        """What a fault answers; raises Unanswered where that is nothing."""
+        if isinstance(fault, int):
+            return self.error(fault)
+        if fault in ("rubbish", "empty"):
+            return Answer(200, RUBBISH if fault == "rubbish" else b"")
+        raise Unanswered(fault)
+
+    def error(self, status: int) -> Answer:
+        """An error as this service words it."""
+        raise NotImplementedError
 
     def sleep(self, seconds: float) -> None:
         """Be slow, but not past the stand-in's end."""
@@ -256,9 +235,8 @@ class StandIn(Generic[SettingsType]):
         if self._listening:
             self._listening = False
             for listener in self._sockets:
-                listener.shutdown(
-                    socket.SHUT_RDWR
-                )  # keeps the address, refuses connections (Linux)
+                # On Linux this keeps the address and refuses connections.
+                listener.shutdown(socket.SHUT_RDWR)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -327,29 +305,25 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(
             method=self.command,
             path=self.path,
-            headers=_joined(self.headers.items()),
+            headers={
+                name.lower(): ",".join(self.headers.get_all(name, [])) for name in self.headers
+            },
             body=self.rfile.read(length),
             arrived=time.monotonic(),
             server_name=getattr(self.connection, "server_name", None),
         )
-        if asked.path in ("/_control", "/_log"):
-            self._send(self._control(asked))
-            return
         try:
-            answer = self.server.answer(asked)
-        except HangUp:
+            self._send(self.server.answer(asked))
+        except Unanswered as fault:
             self.close_connection = True
-        except Reset:
-            _reset(self.connection)
-            self.close_connection = True
-        except Hang:
-            self.server.hold(self.connection)
-            self.close_connection = True
-        except Trickle:
-            self._trickle()
-            self.close_connection = True
-        else:
-            self._send(answer)
+            if str(fault) == "hang":
+                self.server.hold(self.connection)
+            elif str(fault) == "trickle":
+                self._trickle()
+            elif str(fault) != "close":
+                _reset(self.connection)  # "refuse" too, of a request that came just before
+
+    do_GET = do_PUT = do_POST = do_DELETE = _exchange  # noqa: N815
 
     def _trickle(self) -> None:
         """Until the client leaves, or the settings change."""
@@ -360,14 +334,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
             self.server.sleep(TRICKLE_SECONDS)
-
-    do_GET = do_PUT = do_POST = do_DELETE = _exchange  # noqa: N815
-
-    def _control(self, asked: Asked) -> Answer:
-        """The same control for a stand-in that runs as a process: change settings, read the log."""
-        if asked.path == "/_control":
-            self.server.set(**json.loads(asked.body))
-        return Answer(200, json.dumps(self.server.log()).encode(), "application/json")
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -386,26 +352,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass  # what matters is recorded by the stand-in
-
-
-def _joined(items: Iterable[tuple[str, str]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in items:
-        key = name.lower()
-        headers[key] = f"{headers[key]},{value}" if key in headers else value
-    return headers
-
-
-def recorded(items: list[Any]) -> list[dict[str, Any]]:
-    """Dataclass instances as JSON can hold them."""
-    return [asdict(item) for item in items]
-
-
-def serve(stand_in: StandIn[Any]) -> None:
-    """Run as a process of its own: say where, and go on until interrupted."""
-    with stand_in:
-        print(stand_in.url, flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass

@@ -58,30 +58,40 @@ EVERY_KIND_OF_RULE += ["--type_trans", "--type_change", "--type_member"]
 EVERY_KIND_OF_RULE += ["--role_trans", "--range_trans"]
 LOGIN_PROGRAMS = ["local_login_t", "sshd_t"]
 UNCONFINED = ["unconfined_service_t", "unconfined_t"]
+OTHERS = ["user_t", "staff_t", "staff_sudo_t", "httpd_t"]
 
 
 class Policy:
-    """These CIL files, linked."""
+    """These CIL files, linked: its rules, and every attribute with the types that have it."""
 
     def __init__(self, folder: Path, *sources: Path) -> None:
         for tool, package in (("secilc", "secilc"), ("sesearch", "setools")):
             need(shutil.which(tool), f"needs {tool} (Debian's package: {package})")
         self.binary, self.contexts = str(folder / "policy"), folder / "file_contexts"
         run("secilc", "-o", self.binary, "-f", str(self.contexts), *map(str, sources))
-
-    def rules(self, *options: str) -> list[str]:
-        return run("sesearch", *(options or EVERY_KIND_OF_RULE), self.binary)
-
-    def attributes(self) -> dict[str, set[str]]:
-        """Every attribute with the types that have it."""
-        members: dict[str, set[str]] = {}
+        self.rules = set(run("sesearch", *EVERY_KIND_OF_RULE, self.binary))
+        self.attributes: dict[str, set[str]] = {}
         for line in run("seinfo", "--attribute", "-x", self.binary):
             kind, _, name = line.strip().rstrip(";").partition(" ")
             if kind == "attribute":
-                current = members.setdefault(name, set())
-            elif members:
+                current = self.attributes.setdefault(name, set())
+            elif self.attributes:
                 current.add(kind)
-        return members
+
+    def allowed(self, target: str) -> set[str]:
+        """The types and attributes that a rule allows something with files of this type."""
+        return {rule.split()[1] for rule in self.rules if self._is_about(rule, 2, target)}
+
+    def allows(self, source: str) -> set[str]:
+        """The rules that allow this type something."""
+        return {rule for rule in self.rules if self._is_about(rule, 1, source)}
+
+    def _is_about(self, rule: str, place: int, type_: str) -> bool:
+        words = rule.replace(":", " ").split()
+        return words[0] == "allow" and type_ in (
+            words[place],
+            *self.attributes.get(words[place], ()),
+        )
 
 
 def run(*command: str) -> list[str]:
@@ -110,35 +120,35 @@ def test_the_module_adds_the_rules_listed_here_and_no_others(base: Policy, polic
         expected |= lines(RULES_OF_EACH_LOGIN_PROGRAM, domain=domain)
     for domain in LOGIN_PROGRAMS + UNCONFINED:
         expected |= lines(TRANSITIONS_OF_EACH_DOMAIN, domain=domain)
-    before, after = base.rules(), policy.rules()
-    assert set(after) - set(before) == expected
-    assert set(before) <= set(after)
+    assert policy.rules - base.rules == expected
+    assert base.rules <= policy.rules
 
 
 def test_its_types_are_no_more_than_file_types(base: Policy, policy: Policy) -> None:
     types = {"tattle_spool_t", "tattle_cache_t"}
-    before, after = base.attributes(), policy.attributes()
-    assert after.pop("tattle_login") == set(LOGIN_PROGRAMS)
-    assert after.pop("tattle_file") == types
-    assert after == {**before, "file_type": before["file_type"] | types}
+    assert policy.attributes == {
+        **base.attributes,
+        "file_type": base.attributes["file_type"] | types,
+        "tattle_login": set(LOGIN_PROGRAMS),
+        "tattle_file": types,
+    }
 
 
 def test_sshds_session_domain_is_a_login_program_where_the_policy_has_it(tmp_path: Path) -> None:
     policy = Policy(tmp_path, BASE, SSHD_SESSION, MODULE)
-    assert policy.attributes()["tattle_login"] == {*LOGIN_PROGRAMS, "sshd_session_t"}
-    assert lines(TRANSITIONS_OF_EACH_DOMAIN, domain="sshd_session_t") <= set(policy.rules())
+    assert policy.attributes["tattle_login"] == {*LOGIN_PROGRAMS, "sshd_session_t"}
+    assert lines(TRANSITIONS_OF_EACH_DOMAIN, domain="sshd_session_t") <= policy.rules
 
 
 @pytest.mark.parametrize("type_", ["tattle_spool_t", "tattle_cache_t"])
 def test_only_login_programs_unconfined_domains_and_restorecon_have_access(
     policy: Policy, type_: str
 ) -> None:
-    attributes = policy.attributes()
-    allowed = {rule.split()[1] for rule in policy.rules("-A", "-t", type_)}
+    allowed = policy.allowed(type_)
     assert allowed == {"tattle_login", "files_unconfined_type", "setfiles_t"}
-    domains = set().union(*(attributes.get(name, {name}) for name in allowed))
-    assert domains == {*LOGIN_PROGRAMS, *UNCONFINED, "setfiles_t"}
-    assert policy.rules("-A", "-s", type_) == ["allow file_type fs_t:filesystem associate;"]
+    for domain in OTHERS:
+        assert not [name for name in allowed if domain in policy.attributes.get(name, {name})]
+    assert policy.allows(type_) == {"allow file_type fs_t:filesystem associate;"}
 
 
 def test_folders_get_their_labels(policy: Policy) -> None:
@@ -179,16 +189,20 @@ def unload_module(kernel: Path) -> None:
     (kernel / "context").symlink_to("/proc/self/oom_score_adj")  # EINVAL for what is no number
 
 
-def labelled(folder: Path, context: bytes | None) -> str:
-    """Make the folder and label it. Needs root, and no SELinux that has a say in it."""
-    folder.mkdir()
-    if context:
-        try:
-            os.setxattr(folder, "security.selinux", context)
-        except OSError as error:
-            need(error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EINVAL), f"needs: {error}")
-            raise
-    return str(folder)
+def label(patch: pytest.MonkeyPatch, contexts: dict[str, bytes]) -> dict[str, str]:
+    """Give folders these labels, "" for none, as getxattr(2) tells them; return which they need.
+    (To label a folder takes root, and a kernel where SELinux has no say in it.)"""
+
+    def getxattr(path: str, name: str) -> bytes:
+        assert name == "security.selinux"
+        if path not in contexts:
+            raise FileNotFoundError(errno.ENOENT, path)
+        if not contexts[path]:
+            raise OSError(errno.ENODATA, path)
+        return contexts[path]
+
+    patch.setattr(os, "getxattr", getxattr)
+    return {"/spool": "tattle_spool_t", "/cache": "tattle_cache_t"}
 
 
 def test_a_missing_module_is_found(kernel: Path) -> None:
@@ -209,18 +223,18 @@ def test_selinux_is_in_nobodys_way_unless_it_is_enforcing(kernel: Path, mode: st
     assert selinux.finding(kernel, {}) is None
 
 
-@pytest.mark.parametrize("context", [b"system_u:object_r:var_spool_t:s0\0", b"nonsense\0", None])
-def test_a_wrong_label_is_found(kernel: Path, tmp_path: Path, context: bytes | None) -> None:
-    spool = labelled(tmp_path / "spool", context)
-    found = selinux.finding(kernel, {spool: "tattle_spool_t"})
+@pytest.mark.parametrize("context", [b"system_u:object_r:var_spool_t:s0\0", b"nonsense\0", b""])
+def test_a_wrong_label_is_found(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch, context: bytes
+) -> None:
+    found = selinux.finding(kernel, label(monkeypatch, {"/spool": context}))
     assert found
-    assert found.message == f"SELinux is enforcing; wrong label: {spool}"
+    assert found.message == "SELinux is enforcing; wrong label: /spool"
     assert found.commands == selinux.RESTORE
 
 
 def test_right_labels_and_folders_that_are_not_there_yet_are_fine(
-    kernel: Path, tmp_path: Path
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = labelled(tmp_path / "cache", b"unconfined_u:object_r:tattle_cache_t:s0\0")
-    types = {cache: "tattle_cache_t", str(tmp_path / "missing"): "tattle_spool_t"}
+    types = label(monkeypatch, {"/cache": b"unconfined_u:object_r:tattle_cache_t:s0\0"})
     assert selinux.finding(kernel, types) is None

@@ -1,0 +1,123 @@
+"""The throwaway instance is as a real one where tests rely on it, and the machine is left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, Instance
+from support import ROOT, eventually, need_root
+
+pytestmark = pytest.mark.root
+
+LOGGING_HOOK = r"""#!/bin/sh
+[ "$1" != background ] || sleep 1000 &
+line="uid=$(id -u) parent=$PPID $(tr '\0\n' ' ~' </proc/$$/environ)"
+printf '%s\n' "$line" >>/tmp/hook
+"""
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Instance]:
+    need_root(*Instance.TOOLS)
+    with Instance(LOGGING_HOOK) as box:
+        yield box
+
+
+@pytest.fixture
+def box(made: Instance) -> Instance:
+    """An instance whose hook is a script that logs who it is and what it was given."""
+    made.reset()
+    return made
+
+
+def hook_runs(box: Instance, count: int) -> list[str]:
+    """The script's lines, once there are that many: sshd closes a session after its client left."""
+    log = box.path("/tmp/hook")
+    eventually(lambda: log.exists() and len(log.read_bytes().splitlines()) >= count)
+    return box.read("/tmp/hook").splitlines()
+
+
+def test_the_hook_gets_of_the_stand_in_what_it_gets_of_pam_exec(box: Instance) -> None:
+    login = box.ssh("ubuntu", "id -un; echo $SSH_CONNECTION; hostname")
+    there = rf"ubuntu\n{REMOTE_HOST} \d+ 127\.0\.0\.1 22\n{HOSTNAME}\n"
+    assert re.fullmatch(there, login.stdout)
+    hook_runs(box, 2)
+    with box.session() as session:
+        before = [("A", "1"), ("PAM_USER", "root"), ("A", b"\xff")]
+        session.hook("open_session", before=before)
+        session.hook("close_session", user="bob", rhost=None, ruser="rob")
+    opened, closed, as_opened, as_closed = hook_runs(box, 4)
+    items = f"PAM_SERVICE=sshd PAM_USER=ubuntu PAM_TTY=ssh PAM_RHOST={REMOTE_HOST} "
+    assert all(line.startswith("uid=0 ") for line in (opened, closed, as_opened, as_closed))
+    assert opened.endswith(f" {items}PAM_TYPE=open_session ")
+    assert closed.endswith(f" {items}PAM_TYPE=close_session ")
+    assert as_opened.endswith(f" A=1 PAM_USER=root A=\udcff {items}PAM_TYPE=open_session ")
+    items = "PAM_SERVICE=sshd PAM_USER=bob PAM_TTY=ssh PAM_RUSER=rob "
+    assert as_closed.endswith(f" {items}PAM_TYPE=close_session ")
+    for first, second in ((opened, closed), (as_opened, as_closed)):
+        assert first.split()[1] == second.split()[1], "one parent at both"
+
+
+def test_the_machine_is_left_alone(box: Instance) -> None:
+    for folder in ("/etc", "/root", "/home", "/usr/local/bin", "/var/spool", "/var/cache", "/tmp"):
+        box.write(f"{folder}/tattle-was-here", "")
+        assert not Path(folder, "tattle-was-here").exists()
+    assert box.run(["touch", "/usr/bin/tattle-was-here"]).returncode != 0
+    names = [line.partition("=")[0] for line in box.run(["env"]).stdout.splitlines()]
+    assert names == ["PATH", "LANG", "HOME"]
+    assert box.run(["hostname"]).stdout == f"{HOSTNAME}\n" != os.uname().nodename
+
+
+def test_a_reboot_keeps_the_spool_and_nothing_that_runs(box: Instance) -> None:
+    box.hook(arguments=["background"])
+    for folder in ("/var/spool/tattle", "/var/cache/tattle", "/run/tattle"):
+        box.write(f"{folder}/something", "")
+    boot_id = box.boot_id()
+    assert boot_id not in Path(BOOT_ID).read_text()
+    box.reboot()
+    assert box.processes() == []
+    assert box.spool() == ["something"]
+    assert not box.path("/var/cache/tattle").exists()
+    assert not box.path("/run/tattle").exists()
+    assert box.run(["cat", BOOT_ID]).stdout.strip() == box.boot_id() != boot_id
+    assert box.ssh("ubuntu", "echo up").stdout == "up\n"
+
+
+def test_a_reset_undoes_what_a_test_did(box: Instance) -> None:
+    stock = box.read("/etc/pam.d/sshd")
+    box.configure_pam("background")
+    box.write("/etc/tattle.conf", "[tattle]\n")
+    box.imds.set(fault=500)
+    box.start_sshd("PermitUserEnvironment yes")
+    box.ssh("ubuntu", "true")
+    box.reset()
+    assert box.read("/etc/pam.d/sshd") == stock
+    assert not box.path("/etc/tattle.conf").exists()
+    assert box.imds.settings.fault is None
+    assert box.processes() == []
+    assert "PermitUserEnvironment" not in box.read("/etc/ssh/sshd_config.d/test.conf")
+    assert box.log(None) == []
+    assert box.ssh("ubuntu", "true").returncode == 0
+
+
+def test_it_ends_when_the_tests_are_killed() -> None:
+    need_root(*Instance.TOOLS)
+    code = (
+        "import sys, time\nsys.path.insert(0, sys.argv[1])\n"
+        "from standins.instance import Instance\nbox = Instance().__enter__()\n"
+        "print(box.pid, flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "tests")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tests:
+        assert tests.stdout
+        first = Path("/proc", tests.stdout.readline().strip())
+        assert first.exists()
+        tests.kill()
+    eventually(lambda: not first.exists())
