@@ -68,27 +68,31 @@ def eventbridge() -> Iterator[EventBridge]:
 
 
 @pytest.fixture(scope="session")
-def aws_models() -> Any:
-    """botocore's loader of its data files, which takes most of the time that a client takes."""
-    import botocore.loaders
+def aws_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what botocore reads for us, without the other services' hundreds of folders,
+    which it would look through for each client."""
+    import botocore
 
-    return botocore.loaders.create_loader()
+    data, folder = Path(botocore.__file__).parent / "data", tmp_path_factory.mktemp("botocore")
+    for path in (*data.glob("*.json"), data / "events", data / "sts"):
+        (folder / path.name).symlink_to(path)
+    return folder
 
 
 @pytest.fixture
 def on_ec2(
     imds: Imds,
     eventbridge: EventBridge,
-    aws_models: Any,
+    aws_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Have the tests' own process be on an instance: the stand-ins serve it, once asked."""
+    monkeypatch.setattr("botocore.loaders.Loader.BUILTIN_DATA_PATH", str(aws_data))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_EVENTBRIDGE", eventbridge.url)
     monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
-    monkeypatch.setattr("botocore.session.create_loader", lambda _: aws_models)
 
 
 class Tattle(Protocol):

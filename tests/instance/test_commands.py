@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
 from moto.events.models import EventPattern
 
 from standins.imds import identity_document
 from standins.instance import TATTLE, Instance
+from tattle.shell import recipe
 
 pytestmark = pytest.mark.root
 
@@ -24,7 +27,8 @@ class TestDryRun:
         done = instance.run([TATTLE, "--dry-run"], env=LOGIN)
         assert (done.returncode, done.stderr) == (0, "")
         event = json.loads(done.stdout)
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event.pop("time"))
+        time = event.pop("time")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", time)
         assert event == {
             "version": "0",
             "id": "00000000-0000-0000-0000-000000000000",
@@ -36,17 +40,11 @@ class TestDryRun:
             "detail": {"username": "test", "remote_host": "1.2.3.4", "session": "opened"},
         }
         assert instance.eventbridge.entries() == []
-
-    @pytest.mark.parametrize(("session", "matches"), [("opened", True), ("closed", False)])
-    def test_a_pattern_can_be_tried_with_it(
-        self, session: str, matches: bool, instance: Instance
-    ) -> None:
-        """As with `aws events test-event-pattern`, which moto leaves out."""
-        event = json.loads(instance.run([TATTLE, "--dry-run"], env=LOGIN).stdout)
-        needed = {"id", "account", "source", "time", "region", "resources", "detail-type"}
-        assert needed <= event.keys()
-        pattern = {"source": [event["source"]], "detail": {"session": [session]}}
-        assert EventPattern.load(json.dumps(pattern)).matches_event(event) is matches
+        # A pattern can be tried with it by `aws events test-event-pattern`, which moto leaves out.
+        for session, matches in (("opened", True), ("closed", False)):
+            pattern = {"source": [event["source"]], "detail": {"session": [session]}}
+            tried = EventPattern.load(json.dumps(pattern)).matches_event({**event, "time": time})
+            assert tried is matches
 
     def test_it_goes_with_no_command(self, instance: Instance) -> None:
         with instance.locked():
@@ -69,14 +67,14 @@ class TestSaidOfItself:
         done = instance.run([TATTLE], env=LOGIN)
         assert re.fullmatch(f"{sent} logins in eu-west-1\n", done.stdout)
 
-    def test_version_names_build_python_and_botocore(self, instance: Instance) -> None:
+    def test_version_names_build_python_and_botocore(
+        self, instance: Instance, artifact: Path
+    ) -> None:
         done = instance.run([TATTLE, "--version"])
-        version = (
-            r"tattle \d+\.\d+\.\d+, build [0-9a-f]{12}, Python 3\.\d+\.\d+, botocore 1\.42\.\d+\n"
-        )
+        with zipfile.ZipFile(artifact) as archive:
+            build = json.loads(archive.read("environment.json"))["build_id"][:12]
+        version = rf"tattle \d+\.\d+\.\d+, build {build}, Python 3\.\d+\.\d+, botocore 1\.42\.\d+\n"
         assert re.fullmatch(version, done.stdout)
-        (folder,) = instance.run(["ls", "/var/cache/tattle"]).stdout.split()
-        assert folder.startswith(re.findall("build ([0-9a-f]+)", done.stdout)[0])
 
     def test_help_has_the_pam_lines_option_and_checks_statuses(self, instance: Instance) -> None:
         assert "--wait[=SECONDS]" in " ".join(instance.run([TATTLE, "--help"]).stdout.split())
@@ -88,34 +86,24 @@ class TestRecipes:
     def test_without_a_name_it_lists_them_one_a_line(self, instance: Instance) -> None:
         done = instance.run([TATTLE, "recipe"])
         assert (done.returncode, done.stderr) == (0, "")
-        for line in done.stdout.splitlines():
-            name, purpose = line.split(None, 1)
-            assert instance.run([TATTLE, "recipe", name]).stdout, purpose
+        names = dict(line.split(None, 1) for line in done.stdout.splitlines())
+        assert names == dict(recipe.recipes())
+        assert instance.run([TATTLE, "recipe", "pam"]).stdout == recipe.text("pam")
 
     def test_there_is_none_of_that_name(self, instance: Instance) -> None:
         done = instance.run([TATTLE, "recipe", "nonsense"])
         assert (done.returncode, done.stdout) == (64, "")
         assert done.stderr == "tattle: no recipe 'nonsense' → `tattle recipe` lists them\n"
 
-    @pytest.mark.parametrize(
-        ("conf", "bus"),
-        [
-            ("", "arn:aws-cn:events:cn-north-1:987654321098:event-bus/default"),
-            ("event-bus = logins", "arn:aws-cn:events:cn-north-1:987654321098:event-bus/logins"),
-            (
-                "event-bus = arn:aws:events:us-east-1:210987654321:event-bus/security",
-                "arn:aws:events:us-east-1:210987654321:event-bus/security",
-            ),
-        ],
-    )
-    def test_the_policy_is_for_the_instances_own_bus(
-        self, conf: str, bus: str, instance: Instance
-    ) -> None:
+    def test_the_policy_is_for_the_instances_own_bus(self, instance: Instance) -> None:
         instance.imds.set(document=identity_document(region="cn-north-1", accountId="987654321098"))
-        instance.write(CONF, f"[tattle]\n{conf}\n")
-        done = instance.run([TATTLE, "recipe", "iam-policy.json"])
-        assert (done.returncode, done.stderr) == (0, "")
-        assert [one["Resource"] for one in json.loads(done.stdout)["Statement"]] == [bus]
+        own = "arn:aws-cn:events:cn-north-1:987654321098:event-bus"
+        other = "arn:aws:events:us-east-1:210987654321:event-bus/security"
+        for bus, resource in (("logins", f"{own}/logins"), (other, other), ("", f"{own}/default")):
+            instance.write(CONF, f"[tattle]\nevent-bus = {bus}\n" if bus else "")
+            done = instance.run([TATTLE, "recipe", "iam-policy.json"])
+            assert (done.returncode, done.stderr) == (0, "")
+            assert [one["Resource"] for one in json.loads(done.stdout)["Statement"]] == [resource]
 
     def test_where_imds_says_nothing_the_policy_has_to_be_filled_in(
         self, instance: Instance
@@ -125,18 +113,3 @@ class TestRecipes:
         assert done.returncode == 0
         assert "us-east-1:012345678901" in done.stdout
         assert re.fullmatch("tattle: put in your region and account: IMDS at .*\n", done.stderr)
-
-
-def test_commands_that_need_root_begin_with_sudo_unless_root_reads_them(
-    instance: Instance,
-) -> None:
-    instance.write("/etc/pam.d/sshd", "session required pam_permit.so\n")
-    lines = {}
-    for user in ("root", "ubuntu"):
-        text = instance.run([TATTLE, "check"], user=user).stdout
-        lines[user] = [
-            line.strip() for line in text.splitlines() if "tee" in line or "check" in line
-        ]
-    added = "→ echo 'session    optional     pam_exec.so /usr/local/bin/tattle' | "
-    assert lines["root"] == [f"{added}tee -a /etc/pam.d/sshd"]
-    assert lines["ubuntu"] == [f"→ sudo {TATTLE} check", f"{added}sudo tee -a /etc/pam.d/sshd"]

@@ -77,56 +77,42 @@ def pairs(opened: Entry, closed: Entry) -> None:
     assert first == last
 
 
-def test_su_by_a_user_who_is_not_root(box: Instance) -> None:
-    opened, closed = session(box, "su", "alice", "-c", "true", user="ubuntu", input=f"{PASSWORD}\n")
-    pairs(opened, closed)
-    for entry in (opened, closed):
-        assert (entry.raw["DetailType"], entry.raw["Source"]) == ("su session", "org.example")
-        assert entry.detail["session_id"]
-        told = [entry.detail[name] for name in ("service", "username", "remote_user", "tty")]
-        assert told == ["su", "alice", "ubuntu", None]
-
-
-def test_su_by_root_on_a_terminal(box: Instance) -> None:
-    opened, closed = session(box, *ON_A_TERMINAL, "su", "alice", "-c", "true")
-    pairs(opened, closed)
-    assert opened.detail["remote_user"] == "root"
-    assert opened.detail["tty"].startswith(("pts/", "/dev/pts/"))
-
-
-def test_su_with_a_login_shell_includes_sus_stack_and_is_told_once_as_su_l(box: Instance) -> None:
-    opened, closed = session(box, "su", "-", "alice", "-c", "true")
-    pairs(opened, closed)
-    assert opened.detail["service"] == "su-l"
-    assert opened.raw["DetailType"] == "SSH connection event detected"  # there is no [service su-l]
-    assert opened.raw["Source"] == "org.example"
+DEFAULT = ("SSH connection event detected", "org.example")
+SU = ("su session", "org.example")
+SUDO = ("sudo session", "org.example.privileges")
 
 
 @pytest.mark.parametrize(
-    ("by", "target", "command"),
+    ("by", "command", "kind", "service", "target", "tty"),
     [
-        ("ubuntu", "root", ["sudo", "true"]),
-        ("ubuntu", "alice", ["sudo", "-u", "alice", "true"]),
-        ("root", "alice", ["sudo", "-u", "alice", "true"]),
+        ("ubuntu", ["su", "alice", "-c", "true"], SU, "su", "alice", False),
+        ("root", [*ON_A_TERMINAL, "su", "alice", "-c", "true"], SU, "su", "alice", True),
+        # It includes su's stack, and there is no [service su-l].
+        ("root", ["su", "-", "alice", "-c", "true"], DEFAULT, "su-l", "alice", False),
+        ("ubuntu", ["sudo", "-u", "alice", "true"], SUDO, "sudo", "alice", False),
+        ("root", ["sudo", "-u", "alice", "true"], SUDO, "sudo", "alice", False),
+        ("ubuntu", [*ON_A_TERMINAL, "sudo", "true"], SUDO, "sudo", "root", True),
     ],
 )
-def test_sudo(by: str, target: str, command: Sequence[str], box: Instance) -> None:
+def test_su_and_sudo(
+    by: str,
+    command: Sequence[str],
+    kind: tuple[str, str],
+    service: str,
+    target: str,
+    tty: bool,
+    box: Instance,
+) -> None:
     need_root("sudo")
-    opened, closed = session(box, *command, user=by)
+    opened, closed = session(box, *command, user=by, input=f"{PASSWORD}\n")
     pairs(opened, closed)
     for entry in (opened, closed):
-        kind = (entry.raw["DetailType"], entry.raw["Source"])
-        assert kind == ("sudo session", "org.example.privileges")
-        assert entry.detail["username"] == target
-        assert entry.detail["remote_user"] == by
-        assert entry.detail["tty"] is None
-
-
-def test_sudo_on_a_terminal(box: Instance) -> None:
-    need_root("sudo")
-    opened, closed = session(box, *ON_A_TERMINAL, "sudo", "true", user="ubuntu")
-    pairs(opened, closed)
-    assert opened.detail["tty"].startswith("/dev/pts/")
+        assert (entry.raw["DetailType"], entry.raw["Source"]) == kind
+        told = [entry.detail[name] for name in ("service", "username", "remote_user")]
+        assert told == [service, target, by]
+        assert entry.detail["session_id"]
+        terminal = entry.detail["tty"]
+        assert terminal.startswith(("pts/", "/dev/pts/")) if tty else terminal is None
 
 
 def test_a_failed_command_of_sudos_closes_its_session_too(box: Instance) -> None:
