@@ -653,8 +653,8 @@ class TestSilence:
     def test_the_silent_are_counted_for_the_alarm(
         self, moto_server: Moto, sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who is silent: not those that send `tattle check`, that have just started, that are
-        stopped, or that have another tag. A login is no sign of life."""
+        """Silent are not those that send `tattle check`, that have just started, that are stopped,
+        or that have another tag. A login is no sign of life."""
         deploy(moto_server, "silence.yaml")
         variables = {"SIGNS_OF_LIFE": self.GROUP, "TAG_KEY": "tattle", "HOURS": str(self.HOURS)}
         index = function(monkeypatch, moto_server, "silence.yaml", STACK=STACK, **variables)
@@ -662,19 +662,22 @@ class TestSilence:
         self.launch(moto_server, tag="something-else")
         stopped = self.launch(moto_server)
         moto_server.client("ec2").stop_instances(InstanceIds=[stopped])
+        self.send_from(silent, moto_server, sent)
+        (event,) = logged(moto_server, self.GROUP)
+        assert event["detail-type"] == "tattle check"
         assert index.handler({}, None) == []
         assert self.counted(moto_server) == 0
 
         time.sleep(1.1)  # launch times are in whole seconds
         now = time.time()
-        put(moto_server, *sent)
-        (event,) = logged(moto_server, self.GROUP)
-        assert (event["detail-type"], event["resources"]) == ("tattle check", [ARN])
-        own = ARN.replace("i-abc123abc123", alive)
-        put(moto_server, *({**one, "Resources": [own]} for one in sent))
+        self.send_from(alive, moto_server, sent)
         monkeypatch.setattr(time, "time", lambda: now + self.HOURS * 3600)
         assert index.handler({}, None) == [silent]
         assert self.counted(moto_server) == 1
+
+    def send_from(self, instance: str, moto: Moto, sent: list[dict[str, Any]]) -> None:
+        own = ARN.replace("i-abc123abc123", instance)
+        put(moto, *({**one, "Resources": [own]} for one in sent))
 
     def launch(self, moto: Moto, tag: str = "tattle") -> str:
         tags = [{"ResourceType": "instance", "Tags": [{"Key": tag, "Value": ""}]}]
