@@ -187,38 +187,26 @@ EOF
     mv "$work/tests.lock" tests/requirements.lock
 }
 
+# run_python ARGUMENT …: runs a program of the tests.
+run_python() {
+    prepare
+    cd tests
+    clean ../.venv-test/bin/python "$@"
+}
+
 command=${1:-build}
 if [[ $# -gt 0 ]]; then shift; fi
 case $command in
-build)
-    build
-    ;;
+build) build ;;
+demo) run_python demo.py "$@" ;;
+bench) run_python -m bench "$@" ;;
+distros) run_python distros "$@" ;;
+coverage) run_python cover.py "$@" ;;
+lock) lock ;;
+help | -h | --help) usage ;;
 test)
     prepare
     run_tests "$@"
-    ;;
-demo)
-    prepare
-    clean .venv-test/bin/python tests/demo.py "$@"
-    ;;
-bench)
-    prepare
-    cd tests
-    clean ../.venv-test/bin/python -m bench "$@"
-    ;;
-distros)
-    prepare
-    clean .venv-test/bin/python tests/distros "$@"
-    ;;
-coverage)
-    prepare
-    clean .venv-test/bin/python tests/cover.py "$@"
-    ;;
-lock)
-    lock
-    ;;
-help | -h | --help)
-    usage
     ;;
 *)
     usage >&2

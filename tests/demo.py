@@ -33,7 +33,7 @@ from standins.server import bind
 from support import ARTIFACT, clean_environment
 
 PATTERN = '{"source": ["com.unbounce.tattle"]}'
-PATIENCE_SECONDS = 20  # for an event to arrive
+GIVE_UP_AFTER_SECONDS = 20  # for an event to arrive
 
 Address = tuple[str, int]
 
@@ -52,7 +52,7 @@ class Consumer:
 
     def receive(self) -> dict[str, Any]:
         """The next event, taken from the queue; TimeoutError if none comes."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + GIVE_UP_AFTER_SECONDS
         while time.monotonic() < deadline:
             received = self._sqs.receive_message(QueueUrl=self._queue, WaitTimeSeconds=1)
             for message in received.get("Messages", ()):
@@ -60,7 +60,7 @@ class Consumer:
                 self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=handle)
                 event: dict[str, Any] = json.loads(message["Body"])
                 return event
-        raise TimeoutError(f"no event within {PATIENCE_SECONDS} seconds")
+        raise TimeoutError(f"no event within {GIVE_UP_AFTER_SECONDS} seconds")
 
 
 class TlsFront(Relay):

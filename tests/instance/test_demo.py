@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, {str(DEMO.parent)!r})
 import demo
 demo.ARTIFACT = Path("/bin/true")
-demo.PATIENCE_SECONDS = 1
+demo.GIVE_UP_AFTER_SECONDS = 1
 sys.exit(demo.main())
 """
 

@@ -206,56 +206,19 @@ class TestTemplates:
         assert policy["PolicyDocument"] == json.loads(recipe.text("iam-policy.json"))
 
 
-def for_moto(moto: Moto, name: str) -> dict[str, Any]:
-    """The template for moto: what its CloudFormation does not know is made by its own API, and
-    what refers to it has the ARN."""
-    made = {}
-    if name == "webhook.yaml":
-        made["Destination"] = make_api_destination(moto)
-    if name == "archive.yaml":
-        made["Stream"] = make_stream(moto)
+def for_moto(name: str) -> dict[str, Any]:
+    """The template without what moto's CloudFormation does not know. What refers to that, a rule's
+    target, has another ARN in its place."""
+    unknown = {"Connection", "Destination", "Stream"}
 
     def filled(node: Any) -> Any:
-        if isinstance(node, dict) and node.get("Fn::GetAtt", [""])[0] in made:
-            return made[node["Fn::GetAtt"][0]]
+        if isinstance(node, dict) and node.get("Fn::GetAtt", [""])[0] in unknown:
+            return f"arn:aws:sqs:us-east-1:{ACCOUNT}:nothing"
         if isinstance(node, dict):
-            return {key: filled(child) for key, child in node.items() if key not in made}
+            return {key: filled(child) for key, child in node.items() if key not in unknown}
         return [filled(child) for child in node] if isinstance(node, list) else node
 
-    template: dict[str, Any] = filled(loaded(name))
-    template["Resources"].pop("Connection", None)
-    return template
-
-
-def make_api_destination(moto: Moto) -> str:
-    connection = moto.events.create_connection(
-        Name="webhook",
-        AuthorizationType="API_KEY",
-        AuthParameters={"ApiKeyAuthParameters": {"ApiKeyName": "X", "ApiKeyValue": "x"}},
-    )
-    made = moto.events.create_api_destination(
-        Name="webhook",
-        ConnectionArn=connection["ConnectionArn"],
-        InvocationEndpoint="https://example.com",
-        HttpMethod="POST",
-    )
-    return str(made["ApiDestinationArn"])
-
-
-def make_stream(moto: Moto) -> str:
-    moto.client("s3").create_bucket(Bucket="archive")
-    stream = only("archive.yaml", "AWS::KinesisFirehose::DeliveryStream")
-    processing = stream["ExtendedS3DestinationConfiguration"]["ProcessingConfiguration"]
-    made = moto.client("firehose").create_delivery_stream(
-        DeliveryStreamName="archive",
-        DeliveryStreamType=stream["DeliveryStreamType"],
-        ExtendedS3DestinationConfiguration={
-            "BucketARN": "arn:aws:s3:::archive",
-            "RoleARN": f"arn:aws:iam::{ACCOUNT}:role/write",
-            "ProcessingConfiguration": processing,
-        },
-    )
-    return str(made["DeliveryStreamARN"])
+    return dict(filled(loaded(name)))
 
 
 def deploy(moto: Moto, name: str, stack: str = STACK, **parameters: str) -> None:
@@ -263,7 +226,7 @@ def deploy(moto: Moto, name: str, stack: str = STACK, **parameters: str) -> None
     given = {**PARAMETERS[name], **parameters}
     cloudformation.create_stack(
         StackName=stack,
-        TemplateBody=json.dumps(for_moto(moto, name)),
+        TemplateBody=json.dumps(for_moto(name)),
         Parameters=[{"ParameterKey": key, "ParameterValue": one} for key, one in given.items()],
         Capabilities=["CAPABILITY_IAM"],
     )
@@ -274,15 +237,13 @@ def deploy(moto: Moto, name: str, stack: str = STACK, **parameters: str) -> None
             moto.events.remove_targets(Rule=rule["Name"], Ids=["watch"])
 
 
-def watch(moto: Moto) -> tuple[dict[str, Any], str]:
-    """Put a queue in the place of the one rule's target; the target, and the queue's URL."""
-    (rule,) = (one["Name"] for one in moto.events.list_rules()["Rules"])
-    (target,) = moto.events.list_targets_by_rule(Rule=rule)["Targets"]
+def listen(moto: Moto, rule: str, target: str) -> str:
+    """Put a queue in the place of a rule's target; its URL."""
     url = moto.sqs.create_queue(QueueName="in-place-of-the-target")["QueueUrl"]
     asked = moto.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
-    queue = {"Id": target["Id"], "Arn": asked["Attributes"]["QueueArn"]}
+    queue = {"Id": target, "Arn": asked["Attributes"]["QueueArn"]}
     moto.events.put_targets(Rule=rule, Targets=[queue])
-    return target, url
+    return str(url)
 
 
 def matched(moto: Moto, url: str) -> list[dict[str, Any]]:
@@ -480,7 +441,9 @@ class TestArrivals:
     ) -> None:
         """`pytest -s` shows it."""
         deploy(moto_server, case.name, **case.parameters)
-        target, url = watch(moto_server)
+        (rule,) = (one["Name"] for one in moto_server.events.list_rules()["Rules"])
+        (target,) = moto_server.events.list_targets_by_rule(Rule=rule)["Targets"]
+        url = listen(moto_server, rule, target["Id"])
         put(moto_server, *sent)
         events = matched(moto_server, url)
         assert details(events) == case.sessions
@@ -653,8 +616,8 @@ class TestSilence:
     def test_the_silent_are_counted_for_the_alarm(
         self, moto_server: Moto, sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Who is silent: not those that send `tattle check`, that have just started, that are
-        stopped, or that have another tag. A login is no sign of life."""
+        """Silent are not those that send `tattle check`, that have just started, that are stopped,
+        or that have another tag. A login is no sign of life."""
         deploy(moto_server, "silence.yaml")
         variables = {"SIGNS_OF_LIFE": self.GROUP, "TAG_KEY": "tattle", "HOURS": str(self.HOURS)}
         index = function(monkeypatch, moto_server, "silence.yaml", STACK=STACK, **variables)
@@ -662,19 +625,22 @@ class TestSilence:
         self.launch(moto_server, tag="something-else")
         stopped = self.launch(moto_server)
         moto_server.client("ec2").stop_instances(InstanceIds=[stopped])
+        self.send_from(silent, moto_server, sent)
+        (event,) = logged(moto_server, self.GROUP)
+        assert event["detail-type"] == "tattle check"
         assert index.handler({}, None) == []
         assert self.counted(moto_server) == 0
 
         time.sleep(1.1)  # launch times are in whole seconds
         now = time.time()
-        put(moto_server, *sent)
-        (event,) = logged(moto_server, self.GROUP)
-        assert (event["detail-type"], event["resources"]) == ("tattle check", [ARN])
-        own = ARN.replace("i-abc123abc123", alive)
-        put(moto_server, *({**one, "Resources": [own]} for one in sent))
+        self.send_from(alive, moto_server, sent)
         monkeypatch.setattr(time, "time", lambda: now + self.HOURS * 3600)
         assert index.handler({}, None) == [silent]
         assert self.counted(moto_server) == 1
+
+    def send_from(self, instance: str, moto: Moto, sent: list[dict[str, Any]]) -> None:
+        own = ARN.replace("i-abc123abc123", instance)
+        put(moto, *({**one, "Resources": [own]} for one in sent))
 
     def launch(self, moto: Moto, tag: str = "tattle") -> str:
         tags = [{"ResourceType": "instance", "Tags": [{"Key": tag, "Value": ""}]}]
@@ -700,41 +666,56 @@ class TestSilence:
         return float(point["Maximum"])
 
 
-class TestMuting:
-    OTHERS = (
-        *(QUOTE, NOWHERE, Login("ubuntu", "1.2.3.4")),
-        *(Login("alice", "bastion.example.com"), Login("x", "100.0.0.1")),
-    )
-    MUTED: Mapping[str, tuple[Login, ...]] = {
-        "mute-user.json": (Login("deploy", "1.2.3.4"), Login("ansible", None)),
-        "mute-network.json": (Login("root", "10.1.2.3"), Login("bob", "192.168.0.1")),
-        "mute-loop.json": (Login("deploy", "10.1.2.3"),),
+def patterns() -> dict[str, tuple[str, list[Login], list[Login]]]:
+    """README's and the recipes': the pattern, logins that it lets through, and others."""
+    (cidr,) = (one for one in readme.code(readme.prose()) if one.startswith('{"cidr"'))
+    network = {"detail": {"session": ["opened"], "remote_host": [json.loads(cidr)]}}
+    inside, outside = Login("root", "10.1.2.3"), Login("root", "1.2.3.4")
+    named = [Login("root", None), Login("root", "2001:db8::1"), Login("root", "a.example.com")]
+    others = [QUOTE, NOWHERE, Login("ubuntu", "1.2.3.4"), Login("x", "100.0.0.1"), *named]
+    muted = {
+        "mute-user.json": [Login("deploy", "1.2.3.4"), Login("ansible", None)],
+        "mute-network.json": [inside, Login("bob", "192.168.0.1")],
+        "mute-loop.json": [Login("deploy", "10.1.2.3")],
     }
-    BUT_NOT_BY_THE_LOOP = (Login("deploy", "1.2.3.4"), Login("alice", "10.1.2.3"))
+    but_not = {"mute-loop.json": [Login("deploy", "1.2.3.4"), Login("alice", "10.1.2.3")]}
+    return {
+        "README's": (
+            readme.text("pattern"),
+            [outside, *named],
+            [inside, Login("alice", "1.2.3.4"), Login("root", "10.example.com")],
+        ),
+        "README's network": (json.dumps(network), [inside], [outside, *named]),
+        **{
+            name: (recipe.text(name), others + but_not.get(name, []), left_out)
+            for name, left_out in muted.items()
+        },
+    }
 
-    @pytest.mark.parametrize("name", MUTED)
-    def test_it_leaves_out_those_and_nobody_else(self, moto_server: Moto, name: str) -> None:
-        others = self.OTHERS + (self.BUT_NOT_BY_THE_LOOP if name == "mute-loop.json" else ())
-        moto_server.events.put_rule(Name="muting", EventPattern=recipe.text(name))
-        queue = {"Id": "queue", "Arn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:none"}
-        moto_server.events.put_targets(Rule="muting", Targets=[queue])
-        _, url = watch(moto_server)
-        for login in (*self.MUTED[name], *others):
+
+class TestPatterns:
+    @pytest.mark.parametrize("case", patterns().values(), ids=patterns())
+    def test_it_lets_those_through_and_nobody_else(
+        self, moto_server: Moto, case: tuple[str, list[Login], list[Login]]
+    ) -> None:
+        pattern, through, left_out = case
+        moto_server.events.put_rule(Name="pattern", EventPattern=pattern)
+        url = listen(moto_server, "pattern", "queue")
+        for login in (*through, *left_out):
             who = {"username": login.username, "remote_host": login.remote_host or ""}
             put(moto_server, entry(**who), entry(**who, session="closed"))
-        through = [
-            (user, host or None, state) for user, host, state in details(matched(moto_server, url))
-        ]
-        assert through == [(*login, "opened") for login in others]
+        found = details(matched(moto_server, url))
+        assert found == [(login.username, login.remote_host or "", "opened") for login in through]
 
     def test_they_are_all(self) -> None:
-        assert {name for name, _ in recipe.recipes() if name.startswith("mute-")} == {*self.MUTED}
+        muting = {name for name, _ in recipe.recipes() if name.startswith("mute-")}
+        assert muting == {name for name in patterns() if name.startswith("mute-")}
 
-    @pytest.mark.parametrize("name", MUTED)
-    def test_eventbridge_knows_the_operators(self, name: str) -> None:
+    @pytest.mark.parametrize("case", patterns().values(), ids=patterns())
+    def test_eventbridge_knows_the_operators(self, case: tuple[str, object, object]) -> None:
         """https://github.com/aws/event-ruler, JsonRuleCompiler: moto would take others, too."""
         known = {"prefix", "suffix", "equals-ignore-case", "wildcard"}
-        for node in walk(json.loads(recipe.text(name))):
+        for node in walk(json.loads(case[0])):
             if isinstance(node, dict) and isinstance(node.get("anything-but"), dict):
                 assert {*node["anything-but"]} <= known
 

@@ -20,7 +20,7 @@ import pytest
 
 import readme_blocks as readme
 from bench import tables as bench
-from conftest import Moto, Tattle
+from conftest import Tattle
 from failures import FAILURES, Failure
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import identity_document
@@ -52,7 +52,7 @@ BLOCKS = {
     "rejected": "TestSpool runs it",
     "check": "TestCheck",
     "event": "TestEvent",
-    "pattern": "TestPattern",
+    "pattern": "TestPatterns in test_consumers_recipes.py",
     "configuration": "TestConfiguration",
     "selinux": "TestCheck; what it installs is tested in unit/test_selinux.py",
     "build-test": "not run: it runs these tests",
@@ -344,45 +344,6 @@ class TestSpool:
             f"moves to `{spool.PATH}/{spool.REJECTED}`",
         ):
             assert words in readme.words()
-
-
-class TestPattern:
-    """moto evaluates it. EventBridge's `anything-but` takes a prefix, too."""
-
-    LOGINS: ClassVar = {
-        ("root", "1.2.3.4", "opened"): True,
-        ("root", "", "opened"): True,
-        ("root", "2001:db8::1", "opened"): True,
-        ("root", "bastion.example.com", "opened"): True,
-        ("root", "10.1.2.3", "opened"): False,
-        ("root", "1.2.3.4", "closed"): False,
-        ("alice", "1.2.3.4", "opened"): False,
-        # and what the text says of networks and names
-        ("root", "10.example.com", "opened"): False,
-    }
-
-    def matched(self, moto: Moto, pattern: str) -> set[tuple[str, ...]]:
-        url = moto.sqs.create_queue(QueueName="logins")["QueueUrl"]
-        wanted = {"QueueUrl": url, "AttributeNames": ["QueueArn"]}
-        arn = moto.sqs.get_queue_attributes(**wanted)["Attributes"]["QueueArn"]
-        moto.events.put_rule(Name="logins", EventPattern=pattern)
-        moto.events.put_targets(Rule="logins", Targets=[{"Id": "queue", "Arn": arn}])
-        for username, remote_host, state in self.LOGINS:
-            detail = {"username": username, "remote_host": remote_host, "session": state}
-            sent = {"Source": "com.unbounce.tattle", "DetailType": "x"}
-            moto.events.put_events(Entries=[{**sent, "Detail": json.dumps(detail)}])
-        asking = {"QueueUrl": url, "MaxNumberOfMessages": 10}
-        messages = moto.sqs.receive_message(**asking).get("Messages", [])
-        return {tuple(json.loads(one["Body"])["detail"].values()) for one in messages}
-
-    def test_it_matches_what_it_says(self, moto_server: Moto) -> None:
-        expected = {login for login, matches in self.LOGINS.items() if matches}
-        assert self.matched(moto_server, readme.text("pattern")) == expected
-
-    def test_a_network_is_matched_by_cidr(self, moto_server: Moto) -> None:
-        (cidr,) = (one for one in readme.code(readme.prose()) if one.startswith('{"cidr"'))
-        pattern = {"detail": {"remote_host": [json.loads(cidr)]}}
-        assert self.matched(moto_server, json.dumps(pattern)) == {("root", "10.1.2.3", "opened")}
 
 
 class TestCheck:
