@@ -256,3 +256,13 @@ def test_an_endpoint_that_is_not_reached_is_found(
     assert findings[-1].severity == "error"
     assert re.search(found, findings[-1].message)
     assert advice in findings[-1].advice
+
+
+def test_imds_is_asked_directly_whatever_proxy_a_shell_has_set(
+    imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(TattleError, match="EventBridge can't be reached: .*proxy"):
+        send()
+    assert ROLE_PATH in [request.path for request in imds.requests()]
