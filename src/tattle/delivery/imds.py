@@ -16,7 +16,8 @@ from botocore.exceptions import InvalidIMDSEndpointError
 from botocore.session import Session
 from botocore.utils import is_valid_uri, resolve_imds_endpoint_mode
 from urllib3 import BaseHTTPResponse, PoolManager
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import TimeoutError as SomeTimeout
 
 from tattle.errors import TattleError
 
@@ -149,15 +150,13 @@ class Imds:
                 answer = self._http.request(method, url, headers=headers)
                 if not left or is_final(answer):
                     break
-            except NewConnectionError:  # which is a ConnectTimeoutError to urllib3
-                if not left:
-                    self._fail("can't be reached (not on EC2?)", ENABLE)
-            except (ConnectTimeoutError, ReadTimeoutError) as error:
-                if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
-                    self._fail(NO_ANSWER, HOP_LIMIT)
             except HTTPError as error:
-                if not left:
-                    self._fail(f"does not speak HTTP: {error}", FAULTY)
+                # urllib3 calls a refused connection a time-out, too.
+                refused = isinstance(error, NewConnectionError)
+                if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
+                    if isinstance(error, SomeTimeout) and not refused:
+                        self._fail(NO_ANSWER, HOP_LIMIT)
+                    self._fail("can't be reached (not on EC2?)", ENABLE)
         return answer
 
     def _not_found(
