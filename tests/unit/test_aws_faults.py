@@ -263,6 +263,6 @@ def test_imds_is_asked_directly_whatever_proxy_a_shell_has_set(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(TattleError, match="EventBridge can't be reached: .*proxy"):
+    with pytest.raises(TattleError, match=r"EventBridge can't be reached: .*proxy"):
         send()
     assert ROLE_PATH in [request.path for request in imds.requests()]
