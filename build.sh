@@ -137,14 +137,16 @@ check_style() {
 
 # run_tests [ARGUMENT …]: those tests or, without one, style, types and all tests.
 run_tests() {
-    local argument arguments=()
+    local argument arguments=() processes=1
     if [[ $# == 0 ]]; then check_style; fi
     for argument in "$@"; do
         if [[ -e tests/${argument%%::*} ]]; then argument=tests/$argument; fi
         arguments+=("$argument")
     done
-    # Much of it is waiting: for a time-out, a fault, a deliverer that stays. One process a file.
-    clean .venv-test/bin/python -m pytest -n "$(nproc)" --dist loadfile "${arguments[@]}"
+    # Root's processes have a /var/cache each. Those of others would share ~/.cache/tattle, where what
+    # one Python unpacks takes the place of another's.
+    if [[ $EUID == 0 ]]; then processes=$(nproc); fi
+    clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile "${arguments[@]}"
 }
 
 # Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.

@@ -46,6 +46,7 @@ SIGNED_AT_LEAST = frozenset({"host", "x-amz-date", "x-amz-security-token", "x-am
 
 _REQUIRED = ("Source", "DetailType", "Detail")
 
+REGION = "us-east-1"  # of an endpoint whose host name doesn't tell
 REGION_IN_HOST = re.compile(r"^events(?:-fips)?\.([a-z]+(?:-[a-z]+)+-[0-9])\.")
 
 
@@ -78,12 +79,7 @@ ERRORS = {
 }
 
 
-AFTER = {
-    "reset-after": "reset",
-    "close-after": "close",
-    "hang-after": "hang",
-    "trickle-after": "trickle",
-}
+AFTER = {f"{fault}-after": fault for fault in ("reset", "close", "hang", "trickle")}
 """The faults that come only once the entries were accepted, and what happens then."""
 
 
@@ -115,8 +111,6 @@ class EventBridgeSettings(Settings):
     """One of the kinds in standins.ca."""
     credentials: Sequence[RoleCredentials] = (ROLE_CREDENTIALS,)
     """Those whose signatures are believed."""
-    region: str = "us-east-1"
-    """Of the endpoint, where its host name doesn't tell (events.REGION.amazonaws.com does)."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +122,6 @@ class Entry:
     event_id: str
     arrived: float
     """time.monotonic()"""
-    call: int
-    """The index in calls() of the call that brought it."""
 
     @property
     def detail(self) -> dict[str, Any]:
@@ -297,7 +289,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
     def _authenticate(self, asked: Asked) -> None:
         host = asked.headers.get("host", "")
         in_host = REGION_IN_HOST.match(host)
-        region = in_host.group(1) if in_host else self.settings.region
+        region = in_host[1] if in_host else REGION
         verify_signature(asked, self.settings.credentials, region, self.now())
 
     def error(self, status: int) -> Answer:
@@ -307,7 +299,6 @@ class EventBridge(StandIn[EventBridgeSettings]):
     def _accept_entries(self, asked: Asked, entries: list[dict[str, Any]]) -> Answer:
         results = []
         with self._changed:
-            call = len(self._calls)
             for entry in entries:
                 rejection = check_entry(entry) or self._reject(entry)
                 if rejection:
@@ -315,7 +306,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
                 else:
                     event_id = str(uuid.uuid4())
                     results.append({"EventId": event_id})
-                    self._entries.append(Entry(entry, event_id, asked.arrived, call))
+                    self._entries.append(Entry(entry, event_id, asked.arrived))
             self._record(asked, entries, "accepted")
         failed_count = sum("ErrorCode" in result for result in results)
         body = json.dumps({"FailedEntryCount": failed_count, "Entries": results})

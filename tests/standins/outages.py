@@ -25,16 +25,6 @@ class Outage:
         return self.name
 
 
-def _refuse(box: Instance) -> None:
-    box.imds.set(fault="refuse")
-    box.eventbridge.set(fault="refuse")
-
-
-def _accept_again(box: Instance) -> None:
-    box.imds.set(fault=None)
-    box.eventbridge.set(fault=None)
-
-
 def _remove_routes(box: Instance) -> None:
     box.run(["ip", "address", "delete", METADATA, "dev", "lo"], check=True)
     box.resolve(EVENTBRIDGE_HOST, UNROUTABLE)
@@ -50,33 +40,25 @@ def _forget_name(box: Instance) -> None:
     box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
 
 
+def _restore_name(box: Instance) -> None:
+    box.resolve(EVENTBRIDGE_HOST)
+
+
+def _fault(name: str, services: tuple[str, ...], fault: str, told: str) -> Outage:
+    def set_fault(box: Instance, fault: str | None) -> None:
+        for service in services:
+            getattr(box, service).set(fault=fault)
+
+    return Outage(name, lambda box: set_fault(box, fault), lambda box: set_fault(box, None), told)
+
+
 OUTAGES = [
-    Outage(
-        "imds-hangs",
-        lambda box: box.imds.set(fault="hang"),
-        lambda box: box.imds.set(fault=None),
-        "IMDS at http://169.254.169.254/ does not answer",
-    ),
-    Outage(
-        "eventbridge-hangs",
-        lambda box: box.eventbridge.set(fault="hang"),
-        lambda box: box.eventbridge.set(fault=None),
-        "EventBridge can't be reached",
-    ),
-    Outage("both-refuse", _refuse, _accept_again, "can't be reached"),
+    _fault("imds-hangs", ("imds",), "hang", "IMDS at http://169.254.169.254/ does not answer"),
+    _fault("eventbridge-hangs", ("eventbridge",), "hang", "EventBridge can't be reached"),
+    _fault("both-refuse", ("imds", "eventbridge"), "refuse", "can't be reached"),
+    _fault("throttled", ("eventbridge",), "throttle", "ThrottlingException"),
     Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
-    Outage(
-        "no-name",
-        _forget_name,
-        lambda box: box.resolve(EVENTBRIDGE_HOST),
-        "EventBridge can't be reached",
-    ),
-    Outage(
-        "throttled",
-        lambda box: box.eventbridge.set(fault="throttle"),
-        lambda box: box.eventbridge.set(fault=None),
-        "ThrottlingException",
-    ),
+    Outage("no-name", _forget_name, _restore_name, "EventBridge can't be reached"),
     Outage(
         "no-role",
         lambda box: box.imds.set(role=None),
