@@ -21,7 +21,15 @@ import pytest
 
 from findings import IDS, Finding, check, faults
 from standins.eventbridge import Rejection
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import (
+    EVENTBRIDGE_HOST,
+    HOSTNAME,
+    ON_A_TERMINAL,
+    SPOOL,
+    SYSTEM_PYTHON,
+    TATTLE,
+    Instance,
+)
 from support import changed, eventually
 
 pytestmark = pytest.mark.root
@@ -35,12 +43,6 @@ COMMANDS = (  # what an advice may begin with
     *("rm", "sed", "sh", "sudo", "tattle"),
 )
 LONGEST_SECONDS = 12.0  # a check, however broken the host is
-ON_A_TERMINAL = (
-    SYSTEM_PYTHON,
-    "-IS",
-    "-c",
-    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
-)
 
 
 @pytest.fixture

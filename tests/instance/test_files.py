@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import SPOOL, TATTLE, USERS, Instance
-from support import SYSTEM_PYTHON, need_root
+from support import SYSTEM_PYTHON
 
 pytestmark = pytest.mark.root
 
@@ -34,25 +34,6 @@ LET_ANYBODY_READ = [
 ]
 
 Spoil = Callable[[Instance, str], None]
-
-
-@pytest.fixture(scope="module")
-def own_instance(artifact: Path) -> Iterator[Instance]:
-    """What these tests do to folders is nothing for other tests' instance."""
-    need_root(*Instance.TOOLS)
-    with Instance(artifact) as box:
-        yield box
-
-
-@pytest.fixture
-def instance(own_instance: Instance) -> Iterator[Instance]:
-    own_instance.reset()
-    own_instance.run(["rm", "-rf", ELSEWHERE], check=True)
-    yield own_instance
-    own_instance.kill_deliverers()
-    for folder in ("/var/cache", "/var/spool", "/run"):
-        os.chown(own_instance.path(folder), 0, 0)
-        own_instance.path(folder).chmod(0o755)
 
 
 @pytest.fixture

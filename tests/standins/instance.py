@@ -53,6 +53,12 @@ REMOTE_HOST = "1.2.3.4"  # an address of lo inside, for logins from somewhere el
 USERS = {"ubuntu": 6001, "alice": 6002}
 STARTUP_SECONDS = 20  # a failure, not a limit that is tested
 STRACE_LOG = "/tmp/strace.log"
+ON_A_TERMINAL = (  # a command that runs another one there
+    SYSTEM_PYTHON,
+    "-IS",
+    "-c",
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
+)
 TTY = "ssh"  # what sshd gives PAM as the terminal before there is one
 
 ENVIRONMENT = {
