@@ -231,7 +231,7 @@ class Instance:
             self.pid = self._start_namespaces(closing, boot_id)
         self._root = Path(f"/proc/{self.pid}/root")
         self.ca = _ca()
-        namespace = f"/proc/{self.pid}/ns/net"
+        self.network = namespace = f"/proc/{self.pid}/ns/net"
         addresses = ["169.254.169.254"]
         if "fd00:ec2::254" in self.run(["ip", "address", "show", "dev", "lo"]).stdout:
             addresses.append("fd00:ec2::254")
