@@ -56,6 +56,7 @@ SPELLINGS = [
     ("session [success=ok default=ignore] pam_exec.so quiet {tattle} --wait=2\n", "", "sshd:1"),
     ("session optional pam_exec.so [{tattle}]\n", "", "sshd:1"),
     ("session optional \\\n  pam_exec.so \\\n  quiet {tattle} # ours\n", "", "sshd:1"),
+    ("session optional\\\npam_exec.so\\\n{tattle}\n", "", "sshd:1"),
     ("session optional {security}/pam_exec.so {tattle}\n", "", "sshd:1"),
     ("session include {ours}\n", "SESSION Optional pam_exec.so {tattle}\n", "ours:1"),
     ("session substack {ours}\n", f"auth required pam_deny.so\n{LINE}\n", "ours:2"),
