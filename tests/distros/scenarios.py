@@ -6,7 +6,6 @@ where the release lacks what it is about, and AssertionError where tattle is wro
 
 from __future__ import annotations
 
-import datetime
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from findings import Finding, check
 from standins.eventbridge import Entry
-from standins.instance import HOSTNAME, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from support import eventually
 
 PASSWORD = "pw"
@@ -225,7 +224,7 @@ def fields(box: Instance) -> None:
 
 
 def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
-    """Log in with that key, compare all fields; what is wrong with the fingerprint."""
+    """Log in with that key, compare what the release decides; what is wrong with the print."""
     box.eventbridge.clear()
     command = box.ssh_command(
         "ssh",
@@ -236,50 +235,25 @@ def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
     )
     command = [key if word == "alice" else word for word in command]
     command = [word.replace("/root/.ssh/alice", key) for word in command]
-    began = time.time()
     remote, remote_port, local, local_port = succeeds(box.run(command)).split()
-    ended = time.time()
     opened, closed = (entry.detail for entry in pair(box))
-    fingerprint = ssh_keygen(box, "-lf", public).split()[1]
-    assert began - 0.001 <= seconds(opened["time"]) <= ended - 1, opened
-    assert began + 1 <= seconds(closed["time"]) <= ended + CLOCK_SECONDS, closed
-    length = closed.pop("duration")
-    assert 1 <= length <= ended - began + CLOCK_SECONDS, f"duration {length}"
-    times = opened.pop("time"), closed.pop("time")
-    assert all(re.fullmatch(r"[-\d]+T[:\d]+\.\d{3}Z", told) for told in times), times
-    ids = opened.pop("event_id"), closed.pop("event_id"), opened["session_id"]
-    assert len({*ids}) == 3, ids
-    assert all(re.fullmatch(r"[0-9a-f]{32}", told) for told in ids), ids
-    assert (opened.pop("session"), closed.pop("session")) == ("opened", "closed")
+    assert list(closed) == FIELDS.split()
+    assert 1 <= closed.pop("duration") <= PATIENCE_SECONDS, closed
+    assert opened["session_id"]
+    for detail in (opened, closed):
+        for name in ("session", "time", "event_id"):
+            assert detail.pop(name), name
     assert opened == closed
-    opened.pop("session_id")
-    told = opened.pop("key_fingerprint")
-    assert opened == {
-        "username": "alice",
-        "remote_host": REMOTE_HOST,
-        "service": "sshd",
-        "tty": "ssh",
-        "remote_user": None,
-        "hostname": HOSTNAME,
-        "auth_method": "publickey",
-        "connection": {
-            "remote_host": remote,
-            "remote_port": int(remote_port),
-            "local_host": local,
-            "local_port": int(local_port),
-        },
-        "private_ip": "10.0.0.5",
-        "availability_zone": "us-east-1b",
-        "instance_type": "t4g.micro",
-        "image_id": "ami-0abcdef1234567890",
-        "tag:Name": "bastion",
+    assert opened["auth_method"] == "publickey"
+    assert opened["connection"] == {
+        "remote_host": remote,
+        "remote_port": int(remote_port),
+        "local_host": local,
+        "local_port": int(local_port),
     }
-    return [] if told == fingerprint else [f"key_fingerprint of {kind} is not ssh-keygen -lf's"]
-
-
-def seconds(told: str) -> float:
-    at = datetime.datetime.strptime(told, "%Y-%m-%dT%H:%M:%S.%fZ")
-    return at.replace(tzinfo=datetime.timezone.utc).timestamp()
+    fingerprint = ssh_keygen(box, "-lf", public).split()[1]
+    right = opened["key_fingerprint"] == fingerprint
+    return [] if right else [f"key_fingerprint of {kind} is not ssh-keygen -lf's"]
 
 
 def ssh_keygen(box: Instance, *arguments: str) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,15 @@ import pytest
 
 from findings import IDS, Finding, check, faults
 from standins.eventbridge import Rejection
-from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, SPOOL, SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import (
+    EVENTBRIDGE_HOST,
+    HOSTNAME,
+    ON_A_TERMINAL,
+    SPOOL,
+    TATTLE,
+    Instance,
+)
+from standins.server import bind
 from support import changed, eventually
 
 pytestmark = pytest.mark.root
@@ -35,12 +43,6 @@ COMMANDS = (  # what an advice may begin with
     *("rm", "sed", "sh", "sudo", "tattle"),
 )
 LONGEST_SECONDS = 12.0  # a check, however broken the host is
-ON_A_TERMINAL = (
-    SYSTEM_PYTHON,
-    "-IS",
-    "-c",
-    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
-)
 
 
 @pytest.fixture
@@ -504,15 +506,6 @@ def test_other_users_are_told_that_root_sees_more_and_nothing_that_is_untrue(
     assert found["user"].advice == f"sudo {TATTLE} check"
 
 
-SILENT_SERVER = """
-import socket, sys
-name_server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-name_server.bind(("1.2.3.4", 53))
-print("here", flush=True)
-sys.stdin.read()
-"""
-
-
 class TestAHostThatIsHalfBroken:
     def test_every_probe_stands_alone_and_it_is_over_within_seconds(self, box: Instance) -> None:
         box.imds.set(fault="hang")
@@ -540,13 +533,9 @@ class TestAHostThatIsHalfBroken:
         quick = tmp_path / "tattle"
         changed(artifact, quick, r"^PROBE_SECONDS = 10\.0", "PROBE_SECONDS = 3.0")
         box.install(quick)
-        pipe = subprocess.PIPE
-        server = box.popen([SYSTEM_PYTHON, "-IS", "-c", SILENT_SERVER], stdin=pipe, stdout=pipe)
-        assert server.stdout
-        assert server.stdout.readline() == "here\n"
         box.write("/etc/hosts", "127.0.0.1 localhost\n")
         box.write("/etc/resolv.conf", "nameserver 1.2.3.4\n")
-        finding = the_fault(box)
-        server.communicate()
+        with bind("1.2.3.4", 53, box.network, socket.SOCK_DGRAM):
+            finding = the_fault(box)
         assert (finding.name, finding.message) == ("name", "no result within 3 s")
         assert "name server" in finding.advice

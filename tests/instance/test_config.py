@@ -55,7 +55,7 @@ class Proxy(Relay):
         """host:port of each CONNECT."""
         self.authorizations: list[str] = []
         self._refuses = refuses
-        self._namespace = f"/proc/{instance.pid}/ns/net"
+        self._namespace = instance.network
         super().__init__(bind(*self.address, self._namespace))
 
     def answer(self, client: socket.socket) -> None:

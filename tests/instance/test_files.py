@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import SPOOL, TATTLE, USERS, Instance
-from support import SYSTEM_PYTHON, need_root
+from support import SYSTEM_PYTHON
 
 pytestmark = pytest.mark.root
 
@@ -34,25 +34,6 @@ LET_ANYBODY_READ = [
 ]
 
 Spoil = Callable[[Instance, str], None]
-
-
-@pytest.fixture(scope="module")
-def own_instance(artifact: Path) -> Iterator[Instance]:
-    """What these tests do to folders is nothing for other tests' instance."""
-    need_root(*Instance.TOOLS)
-    with Instance(artifact) as box:
-        yield box
-
-
-@pytest.fixture
-def instance(own_instance: Instance) -> Iterator[Instance]:
-    own_instance.reset()
-    own_instance.run(["rm", "-rf", ELSEWHERE], check=True)
-    yield own_instance
-    own_instance.kill_deliverers()
-    for folder in ("/var/cache", "/var/spool", "/run"):
-        os.chown(own_instance.path(folder), 0, 0)
-        own_instance.path(folder).chmod(0o755)
 
 
 @pytest.fixture
@@ -231,25 +212,6 @@ def test_a_configuration_that_somebody_else_could_have_written_is_not_used(
     assert f"{path} belongs to or can be written by somebody else" in message
     assert len(instance.spool()) == 1
     assert instance.eventbridge.connection_count() == 0
-
-
-def test_once_it_is_fixed_the_event_goes_out(instance: Instance) -> None:
-    instance.write("/etc/tattle.conf", "[tattle]\n", 0o666)
-    instance.hook()
-    instance.syslog.wait_for("/etc/tattle.conf belongs to or can be written by somebody else")
-    instance.path("/etc/tattle.conf").chmod(0o644)
-    instance.eventbridge.wait_for(1)
-    instance.syslog.wait_for("delivering again")
-
-
-def test_links_of_roots_to_roots_files_are_followed(instance: Instance) -> None:
-    instance.write("/root/conf/tattle.conf", "[tattle]\nsource = linked\n")
-    instance.run(["ln", "-s", "../root/conf/tattle.conf", "/etc/tattle.conf"], check=True)
-    instance.run(["ln", "-s", "/root/test-ca.pem", "/root/ca-link.pem"], check=True)
-    instance.write("/root/.aws/config", "[default]\nca_bundle = /root/ca-link.pem\n", 0o600)
-    instance.hook()
-    (entry,) = instance.eventbridge.wait_for(1)
-    assert entry.raw["Source"] == "linked"
 
 
 # What tattle writes

@@ -208,7 +208,7 @@ class TestIpv6:
         host = "events.us-east-1.api.aws"
         instance.write("/etc/hosts", f"127.0.0.1 localhost\n2001:db8::1 {host}\n")
         instance.write("/etc/tattle.conf", "[tattle]\nuse-dualstack = yes\n")
-        listener = bind("2001:db8::1", 443, f"/proc/{instance.pid}/ns/net")
+        listener = bind("2001:db8::1", 443, instance.network)
         with type(instance.eventbridge)(listener, ca=instance.ca) as eventbridge:
             done = instance.run([TATTLE], env=LOGIN)
             assert not done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from standins.eventbridge import Entry
-from standins.instance import SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import ON_A_TERMINAL, TATTLE, Instance
 from support import eventually, need_root
 
 pytestmark = pytest.mark.root
@@ -34,12 +34,6 @@ fields = username tty session
 PASSWORD = "pw"
 HASH = (  # of PASSWORD, as crypt(5) writes it
     "$6$abc$MtSdWSZbhct2oe.SOqOUM2M/GA/uj5.vyVtJgRHgKi9uqXuWuJqOYE7H/YlsYGVg/YYzDV0xt3fEIwYt580.5."
-)
-ON_A_TERMINAL = (
-    SYSTEM_PYTHON,
-    "-IS",
-    "-c",
-    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
 )
 
 

@@ -53,6 +53,12 @@ REMOTE_HOST = "1.2.3.4"  # an address of lo inside, for logins from somewhere el
 USERS = {"ubuntu": 6001, "alice": 6002}
 STARTUP_SECONDS = 20  # a failure, not a limit that is tested
 STRACE_LOG = "/tmp/strace.log"
+ON_A_TERMINAL = (  # a command that runs another one there
+    SYSTEM_PYTHON,
+    "-IS",
+    "-c",
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
+)
 TTY = "ssh"  # what sshd gives PAM as the terminal before there is one
 
 ENVIRONMENT = {
@@ -225,7 +231,7 @@ class Instance:
             self.pid = self._start_namespaces(closing, boot_id)
         self._root = Path(f"/proc/{self.pid}/root")
         self.ca = _ca()
-        namespace = f"/proc/{self.pid}/ns/net"
+        self.network = namespace = f"/proc/{self.pid}/ns/net"
         addresses = ["169.254.169.254"]
         if "fd00:ec2::254" in self.run(["ip", "address", "show", "dev", "lo"]).stdout:
             addresses.append("fd00:ec2::254")

@@ -73,19 +73,22 @@ class Unanswered(Exception):  # noqa: N818
 
 
 def bind(
-    host: str, port: int = 0, network_namespace: str | os.PathLike[str] | None = None
+    host: str,
+    port: int = 0,
+    network_namespace: str | os.PathLike[str] | None = None,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
 ) -> socket.socket:
-    """A TCP socket bound to host and port, not yet listening; in another network namespace if a
-    path such as /proc/PID/ns/net is given (a socket stays in the namespace it was made in)."""
+    """A socket, TCP's by default, bound to host and port, not yet listening; in another network
+    namespace if a path such as /proc/PID/ns/net is given (it stays where it was made)."""
     if network_namespace is None:
-        return _bind(host, port)
+        return _bind(host, port, kind)
 
     def enter_and_bind() -> socket.socket:
         with open(network_namespace) as namespace:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.setns(namespace.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
-        return _bind(host, port)
+        return _bind(host, port, kind)
 
     with ThreadPoolExecutor(
         1
@@ -93,14 +96,14 @@ def bind(
         return thread.submit(enter_and_bind).result()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if port == 0:
         # Only a port asked for by number survives the shutdown() and listen() of "refuse".
         with socket.socket(family) as scout:
             scout.bind((host, 0))
             port = scout.getsockname()[1]
-    bound = socket.socket(family)
+    bound = socket.socket(family, kind)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

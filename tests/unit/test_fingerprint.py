@@ -93,20 +93,14 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keygen:
     return Keygen(tmp_path, monkeypatch)
 
 
-class TestWithoutAnAnswer:
-    def test_ssh_keygen_is_missing(self, script: Keygen, key: Path) -> None:
-        assert fingerprint(key.read_text()) is None
-
-    def test_ssh_keygen_hangs(
-        self, script: Keygen, key: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(fields, "KEYGEN_SECONDS", 0.2)
-        script.script("exec sleep 60")
-        assert fingerprint(key.read_text()) is None
-
-    def test_ssh_keygen_prints_something_else(self, script: Keygen, key: Path) -> None:
-        script.script("echo 256 MD5:00:11:22 no comment")
-        assert fingerprint(key.read_text()) is None
+@pytest.mark.parametrize("answer", ["exec sleep 60", "echo 256 MD5:00:11:22 no comment", None])
+def test_there_is_none_if_ssh_keygen_hangs_says_something_else_or_is_missing(
+    answer: str | None, script: Keygen, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fields, "KEYGEN_SECONDS", 0.2)
+    if answer:
+        script.script(answer)
+    assert fingerprint(key.read_text()) is None
 
 
 def test_it_is_asked_once_for_each_key_and_with_an_empty_environment(

@@ -56,6 +56,7 @@ SPELLINGS = [
     ("session [success=ok default=ignore] pam_exec.so quiet {tattle} --wait=2\n", "", "sshd:1"),
     ("session optional pam_exec.so [{tattle}]\n", "", "sshd:1"),
     ("session optional \\\n  pam_exec.so \\\n  quiet {tattle} # ours\n", "", "sshd:1"),
+    ("session optional\\\npam_exec.so\\\n{tattle}\n", "", "sshd:1"),
     ("session optional {security}/pam_exec.so {tattle}\n", "", "sshd:1"),
     ("session include {ours}\n", "SESSION Optional pam_exec.so {tattle}\n", "ours:1"),
     ("session substack {ours}\n", f"auth required pam_deny.so\n{LINE}\n", "ours:2"),
@@ -75,9 +76,16 @@ HOLES = [
     ("session required pam_env.so user_readenv=2\tenvfile=/etc/default/locale\n", "sshd:1"),
     ("auth optional pam_env.so user_readenv=1\n", "sshd:1"),
     ("session required pam_env.so \\\n  user_readenv=1\n", "sshd:1"),  # where the line begins
+    ("session [success=ok default=ignore] pam_env.so user_readenv=01 debug\n", "sshd:1"),
+    ("-session optional /lib/security/pam_env.so user_readenv=0 user_readenv=1\n", "sshd:1"),
+    ("session include {hole}\n", "hole:1"),
+    ("session substack {hole}\n", "hole:1"),
+    ("@include\t{hole}\n", "hole:1"),
     (f"# {HOLE}", None),
     ("session required pam_env.so # user_readenv=1\n", None),
     ("session required pam_env.so user_readenv=0\n", None),
+    ("session required pam_env.so user_readenv=yes\n", None),  # no number
+    ("session required pam_env.so user_readenv=1 user_readenv=0\n", None),
 ]
 PAM_SYSTEM_ERR = 4
 CONVERSE = ctypes.CFUNCTYPE(ctypes.c_int)
@@ -204,7 +212,8 @@ def test_a_file_that_includes_itself_runs_nothing(tmp_path: Path) -> None:
 def test_a_line_that_lets_users_set_variables_is_found_however_it_is_written(
     text: str, found: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "sshd").write_text(text)
+    (tmp_path / "hole").write_text(HOLE)
+    (tmp_path / "sshd").write_text(text.format(hole=tmp_path / "hole"))
     lines = Stack(str(tmp_path / "sshd")).user_readenv()
     assert [place(line) for line in lines] == ([found] if found else [])
 
