@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and tests tattle. Needs Python 3.9 or newer with venv and pip, and installs nothing outside
-# this checkout (but for what system_packages says).
+# this checkout, except what system_packages does.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
@@ -12,7 +12,7 @@ Usage: ./build.sh [COMMAND]
   test                build, check style and types, run the tests
   test ARGUMENT …     build, and run some tests: names below tests/, such as unit, or pytest's options
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
-  bench [ROUNDS]      build, then measure, by root: README's figures and more, some six minutes
+  bench [ROUNDS]      build, then measure, by root: README's figures and more, some five minutes
   distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
@@ -43,7 +43,7 @@ find_python() {
     die "  Amazon Linux, Fedora:  dnf install python3 python3-pip"
 }
 
-# pip as the machine has it set up (index, proxy, CA), but for what would install to another place.
+# pip as the machine has it set up (index, proxy, CA), except what would install to another place.
 pip() {
     env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT -u PIP_CONSTRAINT PIP_USER=0 \
         "$1/bin/python" -Im pip "$2" -qq --disable-pip-version-check "${@:3}"
@@ -74,7 +74,7 @@ build() {
     .venv/bin/python -I src/sbom.py
 }
 
-# What the commands need that run something.
+# What every command needs that runs something.
 prepare() {
     system_packages "$command"
     build
@@ -90,8 +90,8 @@ clean() {
     env -i "${kept[@]}" "$@"
 }
 
-# system_packages COMMAND: what the demo or the tests use of the system: a real sshd, strace, … Root
-# gets what is missing from apt, but no SSH server where systemd would start it. Nobody else does.
+# system_packages COMMAND: what the demo or the tests use of the system: a real sshd, strace, … For
+# root, what is missing is installed by apt, but no SSH server where systemd would start it.
 system_packages() {
     local missing=()
     PATH=$PATH:/usr/sbin:/sbin
@@ -146,6 +146,7 @@ run_tests() {
     # Root's processes have a /var/cache each. Those of others would share ~/.cache/tattle, where what
     # one Python unpacks takes the place of another's.
     if [[ $EUID == 0 ]]; then processes=$(nproc); fi
+    # Each file's tests run in one process: they share an instance.
     clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile "${arguments[@]}"
 }
 

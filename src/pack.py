@@ -1,8 +1,8 @@
 """Makes dist/tattle of the checkout and the venv it runs in: one file, always the same bytes.
 
-shiv builds the archive; here is decided what goes in and how it lies in the file. First comes our
-front door, which the `#!` line runs by its offset and length; then shiv's bootstrap and
-site-packages/, with tattle in it uncompressed: what a login reads while nothing is unpacked.
+shiv builds the archive; this chooses its files and writes them in order. First comes our front
+door, which the `#!` line runs by its offset and length; then shiv's bootstrap and site-packages/.
+tattle's own modules are not compressed: a login reads them while nothing is unpacked.
 
 The bytes depend on the checkout and requirements.lock and on nothing else: no clock, no umask, no
 folder's name or order, and not the builder's Python or zlib. For that, zopfli does the compressing
@@ -34,7 +34,7 @@ PACKAGE = ROOT / "src" / "tattle"
 TARGET = ROOT / "dist" / "tattle"
 DEFLATED = Path(sys.prefix) / "deflated"  # what zopfli made before; a new lock makes a new venv
 
-# -u: what Python obeys in spite of -I, and a time zone that names a FIFO. -I: neither the
+# -u: variables that Python obeys in spite of -I, and TZ, which may name a FIFO. -I: neither the
 # environment, nor the working directory, nor a user's site-packages choose what runs. -S: nor the
 # machine's site-packages; and a start without `site` is quicker. -X utf8: nor a locale; one whose
 # charset Python lacks would end the hook before our first line. -B: nothing is written on import.
@@ -52,7 +52,7 @@ ENTRY_POINT = "tattle.shell.cli:main"
 
 RUNTIME = ("botocore", "dateutil", "jmespath", "six.py", "urllib3")
 
-# What stays behind, and why nothing misses it. Everything else of RUNTIME goes in as it is.
+# What is left out, and why nothing needs it. Everything else of RUNTIME goes in as it is.
 LEFT_OUT = {
     "*/py.typed": "for type checkers",
     "botocore/crt/auth.py": "imported only beside awscrt, which we don't ship",

@@ -1,8 +1,8 @@
 """Makes dist/tattle.cdx.json: what dist/tattle holds of others' work, as a CycloneDX 1.6 document.
 
-It says what is found in the archive, not what ought to be: a component is a locked wheel that files
-of the archive come from. As the archive's, its bytes depend on the checkout and the lock alone; so
-the serial number is made of the content, and there is no timestamp.
+It lists what is found in the archive, not what ought to be there: a component is a locked wheel
+that files of the archive come from. Like the archive's, its bytes depend on the checkout and the
+lock alone: the serial number is made from the content, and there is no timestamp.
 
 https://cyclonedx.org/docs/1.6/json/
 """

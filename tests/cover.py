@@ -23,9 +23,8 @@ import coverage
 from support import ARTIFACT, copy_checkout, repacked
 
 PLACE = "/opt"  # which instances show as it is
-NOT_HERE = (  # nothing of src/tattle
-    *("artifact/test_build", "unit/test_standins", "readme/test_readme"),
-)
+# They run nothing of src/tattle.
+NOT_HERE = ("artifact/test_build", "readme/test_readme", "unit/test_standins")
 NO_WALK = "not killed_at and not killed_on and not error_at_any"  # coverage makes them take hours
 TIMEOUT = 600  # seconds for a test: all of them are slower here
 
@@ -126,24 +125,15 @@ def main() -> int:
             lambda name, content: before.encode() * (name == "__main__.py") + content,
         )
         run = [sys.executable, "-m", "coverage"]
-        ignored = [f"--ignore=tests/{name}.py" for name in NOT_HERE]
-        pytest = [
-            "-m",
-            "pytest",
-            "-q",
-            "--tb=no",
-            "--continue-on-collection-errors",
-            f"--timeout={TIMEOUT}",
-            *("-k", NO_WALK),
-            *ignored,
-            *sys.argv[1:],
-        ]
-        subprocess.run([*run, "run", f"--rcfile={settings}", *pytest], cwd=tree)
+        rcfile = f"--rcfile={settings}"
+        options = ["-q", "--tb=no", "--continue-on-collection-errors", f"--timeout={TIMEOUT}"]
+        options += ["-k", NO_WALK, *(f"--ignore=tests/{name}.py" for name in NOT_HERE)]
+        tests = [*run, "run", rcfile, "-m", "pytest", *options, *sys.argv[1:]]
+        subprocess.run(tests, cwd=tree)
         # What a process that was killed was writing just then is no data, and it says so.
-        quiet = subprocess.DEVNULL
-        combine = [*run, "combine", "-q", f"--rcfile={settings}"]
-        subprocess.run(combine, cwd=tree, stderr=quiet, check=True)
-        return subprocess.run([*run, "report", f"--rcfile={settings}"], cwd=tree).returncode
+        combine = [*run, "combine", "-q", rcfile]
+        subprocess.run(combine, cwd=tree, stderr=subprocess.DEVNULL, check=True)
+        return subprocess.run([*run, "report", rcfile], cwd=tree).returncode
 
 
 if __name__ == "__main__":

@@ -6,25 +6,21 @@ A fenced block's name follows its language: "```sh install". A table is known by
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from support import ROOT
 
 README = ROOT / "README.md"
 
-_FENCE = re.compile(r"```(\S*) ?(\S*)")
+_BLOCK = re.compile(r"^```(\S*) ?(\S*)\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block."""
+class Block(NamedTuple):
+    """A fenced block; its name is "" if it has none."""
 
-    name: str
-    """"" if it has none."""
     language: str
+    name: str
     text: str
-    line: int
-    """Of its first line, in README.md."""
 
 
 def lines() -> list[str]:
@@ -33,18 +29,8 @@ def lines() -> list[str]:
 
 def blocks() -> list[Block]:
     """Every fenced block, in order."""
-    found: list[Block] = []
-    opened: re.Match[str] | None = None
-    start = 0
-    for number, line in enumerate(lines(), 1):
-        fence = _FENCE.fullmatch(line)
-        if opened and line == "```":
-            content = "".join(f"{one}\n" for one in lines()[start : number - 1])
-            found.append(Block(opened[2], opened[1], content, start + 1))
-            opened = None
-        elif fence and not opened:
-            opened, start = fence, number
-    assert not opened, f"the block that begins in line {start} does not end"
+    found = [Block(*parts) for parts in _BLOCK.findall(README.read_text("utf-8"))]
+    assert sum(line.startswith("```") for line in lines()) == 2 * len(found), "one does not end"
     return found
 
 
@@ -62,7 +48,7 @@ def commands(text: str) -> list[str]:
 
 def table(heading: str, head: bool = False) -> list[list[str]]:
     """The cells of the table whose first column has that heading, with or without its head."""
-    (table,) = re.findall(rf"(?m)^(\| {re.escape(heading)} \|.*\n(?:\|.*\n)+)", prose() + "\n")
+    (table,) = re.findall(rf"(?m)^(\| {re.escape(heading)} \|.*\n(?:\|.*\n)+)", prose())
     first, _, *rows = (
         [cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()
     )
@@ -81,13 +67,7 @@ def as_pattern(message: str) -> str:
 
 def prose() -> str:
     """README.md without its fenced blocks."""
-    kept, inside = [], False
-    for line in lines():
-        if line.startswith("```"):
-            inside = not inside
-        elif not inside:
-            kept.append(line)
-    return "\n".join(kept)
+    return _BLOCK.sub("", README.read_text("utf-8"))
 
 
 def words() -> str:
@@ -97,10 +77,8 @@ def words() -> str:
 
 def anchors() -> set[str]:
     """What a link within the file can point to: headings, as GitHub makes ids of them."""
-    found = set(re.findall(r'<a id="([^"]+)">', prose()))
-    for line in prose().splitlines():
-        heading = re.match(r"#+ (.+)", line)
-        if heading:
-            slug = re.sub(r"[^\w\- ]", "", heading[1].lower()).replace(" ", "-")
-            found.add(slug)
-    return found
+    slugs = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"(?m)^#+ (.+)", prose())
+    ]
+    return {*slugs, *re.findall(r'<a id="([^"]+)">', prose())}

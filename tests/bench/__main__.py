@@ -1,4 +1,4 @@
-"""All measurements, as two tables: `./build.sh bench [ROUNDS]`, by root, some six minutes.
+"""All measurements, as two tables: `./build.sh bench [ROUNDS]`, by root, some five minutes.
 
 README.md quotes the machine and lines of the first table as they are printed.
 """

@@ -269,11 +269,10 @@ def put(moto: Moto, *entries: Mapping[str, Any]) -> None:
     assert answer["FailedEntryCount"] == 0
 
 
-def entry(bus: str = "default", **detail: str) -> dict[str, Any]:
-    """An event of a site that has other fields, or another bus, than the default."""
+def entry(**detail: str) -> dict[str, Any]:
+    """An event with this in its detail."""
     plain = {"username": "ubuntu", "remote_host": "1.2.3.4", "session": "opened"}
     return {
-        "EventBusName": bus,
         "Source": "com.unbounce.tattle",
         "DetailType": DETAIL_TYPE,
         "Resources": [ARN],

@@ -142,14 +142,19 @@ class TestUnits:
         need(shutil.which("systemd-analyze"), "needs systemd-analyze")
         for name in UNITS:
             (tmp_path / name).write_text(recipe.text(name).replace(TATTLE, str(artifact)))
-        done = subprocess.run(
-            ["systemd-analyze", "verify", *(str(tmp_path / name) for name in UNITS)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        verify = [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            *(str(tmp_path / name) for name in UNITS),
+        ]
+        done = subprocess.run(verify, capture_output=True, text=True, timeout=60)
         ours = [line for line in done.stderr.splitlines() if "tattle" in line]
         assert (done.returncode, ours) == (0, [])
+        with open(tmp_path / UNITS[0], "a") as unit:
+            unit.write("NoSuchThing=1\n")
+        done = subprocess.run(verify, capture_output=True, text=True, timeout=60)
+        assert "NoSuchThing" in done.stderr  # else it would say nothing of anything
 
     def test_the_path_unit_sees_records_and_nothing_else(self) -> None:
         folder, _, pattern = self.parsed("tattle.path")["Path"]["PathExistsGlob"].rpartition("/")
