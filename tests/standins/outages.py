@@ -18,11 +18,34 @@ class Outage:
     name: str
     begin: Callable[[Instance], object]
     end: Callable[[Instance], object]
-    told: str
+    message: str
     """What the one line in the log says."""
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it takes its time to be noticed."""
+        return self.name.endswith("-hangs")
 
     def __str__(self) -> str:
         return self.name
+
+
+Settings = dict[str, object]
+
+
+WELL: Settings = {"fault": None}
+
+
+def _setting(
+    name: str, stand_in: str, begin: Settings, message: str, end: Settings = WELL
+) -> Outage:
+    """An outage that is a setting of `imds` or `eventbridge`."""
+    return Outage(
+        name,
+        lambda box: getattr(box, stand_in).set(**begin),
+        lambda box: getattr(box, stand_in).set(**end),
+        message,
+    )
 
 
 def _refuse(box: Instance) -> None:
@@ -50,37 +73,14 @@ def _forget_name(box: Instance) -> None:
     box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
 
 
+IMDS_HANGS = "IMDS at http://169.254.169.254/ does not answer"
+NO_EVENTBRIDGE = "EventBridge can't be reached"
 OUTAGES = [
-    Outage(
-        "imds-hangs",
-        lambda box: box.imds.set(fault="hang"),
-        lambda box: box.imds.set(fault=None),
-        "IMDS at http://169.254.169.254/ does not answer",
-    ),
-    Outage(
-        "eventbridge-hangs",
-        lambda box: box.eventbridge.set(fault="hang"),
-        lambda box: box.eventbridge.set(fault=None),
-        "EventBridge can't be reached",
-    ),
+    _setting("imds-hangs", "imds", {"fault": "hang"}, IMDS_HANGS),
+    _setting("eventbridge-hangs", "eventbridge", {"fault": "hang"}, NO_EVENTBRIDGE),
+    _setting("throttled", "eventbridge", {"fault": "throttle"}, "ThrottlingException"),
+    _setting("no-role", "imds", {"role": None}, "no credentials", {"role": "tattle"}),
     Outage("both-refuse", _refuse, _accept_again, "can't be reached"),
     Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
-    Outage(
-        "no-name",
-        _forget_name,
-        lambda box: box.resolve(EVENTBRIDGE_HOST),
-        "EventBridge can't be reached",
-    ),
-    Outage(
-        "throttled",
-        lambda box: box.eventbridge.set(fault="throttle"),
-        lambda box: box.eventbridge.set(fault=None),
-        "ThrottlingException",
-    ),
-    Outage(
-        "no-role",
-        lambda box: box.imds.set(role=None),
-        lambda box: box.imds.set(role="tattle"),
-        "no credentials",
-    ),
+    Outage("no-name", _forget_name, lambda box: box.resolve(EVENTBRIDGE_HOST), NO_EVENTBRIDGE),
 ]
