@@ -2,7 +2,8 @@
 ~/.pam_environment into the environment of a hook that runs as root.
 
 What delivers is executed with an empty environment, and nothing of ours but the front door, and
-what a shell runs, looks at one. So a user's variables can only be aimed at the hook.
+what a shell runs, looks at one. So a user's variables can only be aimed at the hook. (Which part of
+its environment it trusts, unit/test_pam.py shows; any bytes as names, test_log.py.)
 """
 
 from __future__ import annotations
@@ -13,21 +14,17 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import readme_blocks as readme
 from standins.eventbridge import EventBridge
-from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, TATTLE, Instance, Text
+from standins.instance import EVENTBRIDGE_HOST, REMOTE_HOST, TATTLE, Instance
 from standins.server import bind
 from support import ROOT, eventually, need
 
 pytestmark = pytest.mark.root
 
-FUZZED_RUNS = 40
 EVIL = "/home/alice/evil"  # alice's folder of traps
 OWNED = "/tmp/owned"  # a trap writes there when root springs it
 DECOY_PORT = 8888
@@ -297,68 +294,6 @@ def test_what_the_client_and_sshds_own_files_set_does_not_reach_the_hook(
     for block in blocks(instance, 2):
         assert "/nowhere" not in "".join(block)
         assert "LC_EVIL" not in names_in(block)
-
-
-# Any bytes in the items of PAM, or before them. (What is a block that pam_exec made, and what is
-# refused, unit/test_entry.py shows.)
-
-INTERESTING = [
-    *(b"PAM_SERVICE", b"PAM_USER", b"PAM_TTY", b"PAM_RHOST", b"PAM_RUSER", b"PAM_TYPE"),
-    *(b"", b"PAM_", b"TATTLE_TIME", b"TATTLE_BOOT", b"SSH_CONNECTION", b"SSH_AUTH_INFO_0"),
-    *(b"PAM_USER\n", b"\nPAM_SERVICE", b"PAM_SERVICE=sshd", b"TATTLE_UNVERIFIED_PAM_USER"),
-]
-no_nul = st.binary(max_size=30).map(lambda value: value.replace(b"\0", b"\n"))
-values = st.one_of(
-    no_nul,
-    st.sampled_from(
-        [
-            *(b"root", b"", b"open_session", b"close_session", b"PAM_SERVICE=", b"\nPAM_TYPE=x"),
-            *(b"PAM_SERVICE=sshd\nPAM_USER=root\nPAM_TYPE=open_session", b"=", b"\xff\xfe", b'"'),
-        ]
-    ),
-)
-
-
-@settings(
-    max_examples=FUZZED_RUNS,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    before=st.lists(st.tuples(st.one_of(st.sampled_from(INTERESTING), no_nul), values), max_size=8),
-    user=values.filter(bool),
-    rhost=st.none() | values,
-    type_=st.sampled_from(["open_session", "close_session"]),
-)
-def test_any_bytes_are_an_event_of_what_pam_said(
-    instance: Instance,  # one for all of them
-    before: list[tuple[bytes, bytes]],
-    user: bytes,
-    rhost: bytes | None,
-    type_: str,
-) -> None:
-    instance.eventbridge.clear()
-    result = instance.hook(type_, user=user, rhost=rhost, before=before)
-    assert result.returncode == 0
-    (entry,) = instance.eventbridge.wait_for(1)
-    assert entry.detail == {
-        "username": user.decode(errors="backslashreplace"),
-        "remote_host": (rhost or b"").decode(errors="backslashreplace"),
-        "session": {"open_session": "opened", "close_session": "closed"}[type_],
-    }
-
-
-@pytest.mark.parametrize(
-    "odd", [{"user": None}, {"user": ""}, {"type": "auth"}, {"service": None, "tty": None}]
-)
-def test_what_pam_exec_would_not_say_is_refused_with_a_line_in_the_log(
-    instance: Instance, odd: dict[str, Text | None]
-) -> None:
-    options: dict[str, Any] = {"before": [("PAM_SERVICE", "sshd"), ("A", "1")], **odd}
-    assert instance.hook(**options).returncode == 64
-    assert "refused" in instance.syslog.wait_for("").message
-    assert instance.spool() == []
 
 
 # What the loader and the C library do before the program's first line

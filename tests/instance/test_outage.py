@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -88,21 +87,6 @@ def test_a_login_in_an_outage_is_quick_and_told_of_afterwards(artifact: Path) ->
 
 
 @pytest.mark.root
-def test_a_later_login_sends_what_a_killed_deliverer_left(instance: Instance) -> None:
-    instance.eventbridge.set(fault="refuse")
-    with instance.session() as session:
-        for kind in ("open_session", "close_session"):
-            assert session.hook(kind, user="alice").returncode == 0
-    instance.kill_deliverers()
-    instance.eventbridge.set(fault=None)
-    time.sleep(0.5)
-    assert instance.eventbridge.entries() == []
-    assert instance.ssh("ubuntu", "true").returncode == 0
-    instance.eventbridge.wait_for(4)
-    assert usernames(instance) == ["alice", "alice", "ubuntu", "ubuntu"]
-
-
-@pytest.mark.root
 class TestFlush:
     def test_it_says_what_it_delivered_and_what_remains(self, instance: Instance) -> None:
         instance.accept("one", "two")
@@ -122,13 +106,6 @@ class TestFlush:
         assert (done.returncode, done.stdout) == (0, "0 delivered, 0 remain\n")
         assert instance.eventbridge.calls() == []
         assert instance.imds.requests() == []
-
-    def test_it_gives_up_soon(self, instance: Instance) -> None:
-        instance.accept("one")
-        instance.imds.set(fault="hang")
-        done = instance.run([TATTLE, "flush"], timeout=20)
-        assert (done.returncode, done.stdout) == (75, "0 delivered, 1 remain\n")
-        assert "IMDS" in done.stderr
 
     def test_identity_and_credentials_are_asked_for_once(self, instance: Instance) -> None:
         with instance.locked(), instance.session() as session:
@@ -225,16 +202,6 @@ def test_events_get_through_while_nine_calls_in_ten_are_throttled(
     assert after_throttling <= {*in_process.clock.calls_before}
     assert sum(in_process.clock.slept) > 6 * THROTTLED
     assert in_process.left() == []
-
-
-def test_pauses_double_up_to_a_minute(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = without_jitter(monkeypatch)
-    in_process.put(1)
-    eventbridge.set(fault="access-denied", fault_times=9)
-    assert in_process.deliverer.run(linger=0)
-    assert ends == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_a_success_makes_the_next_pause_short_again(
@@ -494,16 +461,6 @@ def test_what_a_killed_hook_left_is_set_aside_later(instance: Instance) -> None:
     assert instance.run([TATTLE, "flush"]).returncode == 0
     assert instance.spool() == [".accepting-1", "rejected"]
     assert os.listdir(spool / "rejected") == [".accepting-2"]
-
-
-@pytest.mark.root
-def test_the_spool_is_made_on_first_use(instance: Instance) -> None:
-    spool = instance.path(SPOOL)
-    assert not spool.exists()
-    assert instance.hook().returncode == 0
-    assert stat.S_IMODE(spool.stat().st_mode) == 0o700
-    assert spool.stat().st_uid == 0
-    instance.eventbridge.wait_for(1)
 
 
 def room(box: Instance, size: str) -> Path:

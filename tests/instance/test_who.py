@@ -169,8 +169,6 @@ HOLES = {  # lines that have pam_env read the user's file; see pam.d(5) and pam_
     "in capitals, with a dash": "-SESSION Required\tpam_env.so\tdebug user_readenv=1\n",
     "in three lines": "session \\\nrequired \\\npam_env.so user_readenv=2\n",
     "in brackets": "session [success=ok default=bad] pam_env.so [user_readenv=1]\n",
-    "included in capitals": "session INCLUDE hole\n",
-    "included by its path": "session include /etc/pam.d/hole\n",
     "as a substack": "session substack hole\n",
     "included in Debian's way, behind a tab": "@include\thole\n",
 }
