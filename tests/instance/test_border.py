@@ -77,8 +77,8 @@ def test_nothing_of_the_login_is_the_deliverers(box: Instance) -> None:
         assert NAME not in box.read(f"{process}/cgroup")
 
         look = f"cd {process}/fd && for fd in *; do echo $fd $(readlink $fd); done"
-        told = box.run(["sh", "-c", look]).stdout.splitlines()
-        files = dict(line.split(maxsplit=1) for line in told)
+        found = box.run(["sh", "-c", look]).stdout.splitlines()
+        files = dict(line.split(maxsplit=1) for line in found)
         standard = [files.pop(number) for number in "012"]
         assert standard == ["/dev/null"] * 3
         own = rf"socket:.*|({SPOOL}|/run/tattle-spool)(/.deliverer)?"

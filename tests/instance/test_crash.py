@@ -54,7 +54,7 @@ class Call:
     name: str
     nth: int
     line: str
-    """As strace tells it."""
+    """As strace prints it."""
 
     def __str__(self) -> str:
         return f"{self.name}-{self.nth}"
@@ -138,17 +138,17 @@ def restart(box: Instance) -> None:
 
 
 @pytest.fixture(scope="module")
-def hasty(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact whose deliverer does not stay for the next event."""
-    made = tmp_path_factory.mktemp("hasty") / "tattle"
+    made = tmp_path_factory.mktemp("quick") / "tattle"
     changed(artifact, made, r"^LINGER = .*$", "LINGER = 0.05")
     return made
 
 
 @pytest.fixture(scope="module")
-def shared(hasty: Path) -> Iterator[Instance]:
+def shared(quick: Path) -> Iterator[Instance]:
     need_root(*Instance.TOOLS, "strace")
-    with Instance(hasty) as box:
+    with Instance(quick) as box:
         yield box
 
 
@@ -194,10 +194,10 @@ class TestTheHook:
 
     def test_it_exits_once_the_record_and_then_its_name_are_on_disk(self, box: Instance) -> None:
         """What a power cut leaves can't be tried here; the order of the calls is what it takes."""
-        told = [call.line for call in self.calls(box)]
-        opened = next(n for n, line in enumerate(told) if "O_CREAT" in line)
-        made = re.fullmatch(r'openat\((\d+), "(\S+)".* = (\d+)', told[opened])
-        assert made, told[opened]
+        lines = [call.line for call in self.calls(box)]
+        opened = next(n for n, line in enumerate(lines) if "O_CREAT" in line)
+        made = re.fullmatch(r'openat\((\d+), "(\S+)".* = (\d+)', lines[opened])
+        assert made, lines[opened]
         folder, temporary, file = made.groups()
         expected = [
             rf"write\({file}, ",
@@ -206,7 +206,9 @@ class TestTheHook:
             rf"fsync\({folder}\) += 0",
             r"exit_group\(0\)",
         ]
-        changes = [line for line in told[opened + 1 :] if re.match("write|fsync|rename|exit", line)]
+        changes = [
+            line for line in lines[opened + 1 :] if re.match("write|fsync|rename|exit", line)
+        ]
         assert len(changes) == len(expected), changes
         for line, pattern in zip(changes, expected):
             assert re.match(pattern, line)
@@ -227,7 +229,9 @@ class TestTheHook:
                 assert session.hook(user=f"after-{call}").returncode == 0
                 box.eventbridge.wait_for(number)
 
-    def test_an_event_that_a_deliverer_has_already_is_not_told_twice(self, box: Instance) -> None:
+    def test_an_event_that_a_deliverer_has_already_is_not_reported_twice(
+        self, box: Instance
+    ) -> None:
         """The folder's fsync() fails after a second in which the record could be seen."""
         assert box.hook(user="first").returncode == 0
         box.eventbridge.wait_for(1)
@@ -315,7 +319,7 @@ class TestTheDeliverer:
         return calls_in(box.read(TRACE))
 
     def test_killed_at_any_call_it_loses_nothing_and_repeats_only_what_it_must(
-        self, box: Instance, hasty: Path
+        self, box: Instance, quick: Path
     ) -> None:
         calls = self.calls(box)
         connected = next(n for n, call in enumerate(calls) if "htons(443)" in call.line)
@@ -333,14 +337,14 @@ class TestTheDeliverer:
             box.eventbridge.clear()
             walk_deliveries(box, own)
 
-        walk(hasty, chosen, part)
+        walk(quick, chosen, part)
 
     def test_a_removal_is_on_disk_before_the_next_call(self, box: Instance) -> None:
         """Else a power cut would bring back what was sent long ago."""
-        told = [call.line for call in self.calls(box)]
-        removals = [n for n, line in enumerate(told) if re.match(r'unlink.*"\d{20}-', line)]
+        lines = [call.line for call in self.calls(box)]
+        removals = [n for n, line in enumerate(lines) if re.match(r'unlink.*"\d{20}-', line)]
         assert len(removals) == 2
-        assert told[removals[-1] + 1].startswith("fsync(")
+        assert lines[removals[-1] + 1].startswith("fsync(")
 
     def test_the_only_repetition_is_between_the_answer_and_the_removal(self, box: Instance) -> None:
         """The test above would not notice that it never sees one."""
@@ -382,9 +386,9 @@ class TestUnpacking:
             names = [name for name in file.namelist() if name.startswith("site-packages/")]
             return {name: file.read(name) for name in names}
 
-    def test_killed_at_any_call_it_is_done_again(self, box: Instance, hasty: Path) -> None:
+    def test_killed_at_any_call_it_is_done_again(self, box: Instance, quick: Path) -> None:
         """A cache is never used by half."""
-        packed = self.packed(hasty)
+        packed = self.packed(quick)
         self.empty_cache(box)
         box.accept("traced")
         assert deliver(box, strace([], TRACE)) == 0
@@ -412,9 +416,9 @@ class TestUnpacking:
                 assert len(box.arrived()) == number
                 self.check_cache(box, packed)
 
-        walk(hasty, chosen, part)
+        walk(quick, chosen, part)
 
-    def test_all_of_it_is_on_disk_before_it_counts(self, box: Instance, hasty: Path) -> None:
+    def test_all_of_it_is_on_disk_before_it_counts(self, box: Instance, quick: Path) -> None:
         """Also what Python compiles: it would write that later, as it goes, and not care whether it
         reaches the disk. A torn one would be in the way of every delivery to come."""
         self.empty_cache(box)
@@ -428,7 +432,7 @@ class TestUnpacking:
             for call in calls[:named]
             if call.name == "fsync" and f"<{CACHE}/." in call.line
         }
-        build = self.check_cache(box, self.packed(hasty))
+        build = self.check_cache(box, self.packed(quick))
         there = {str(path.relative_to(build.parent)) for path in [build, *build.rglob("*")]}
         assert synced == there
         assert len([*build.rglob("*.pyc")]) == len([*build.rglob("*.py")])
@@ -445,7 +449,7 @@ class TestUnpacking:
             compiled = rf"site-packages/tattle/delivery/__pycache__/{module}\.[\w-]+\.pyc"
             assert re.search(rf'"{CACHE}/[\w-]+/{compiled}", .* = \d', trace), module
 
-    def test_two_at_once_unpack_once(self, box: Instance, hasty: Path) -> None:
+    def test_two_at_once_unpack_once(self, box: Instance, quick: Path) -> None:
         self.empty_cache(box)
         box.accept("one")
         dry = {"PAM_TYPE": "open_session", "PAM_USER": "somebody"}
@@ -454,7 +458,7 @@ class TestUnpacking:
         for process in processes:
             process.communicate(timeout=60)
         assert [process.returncode for process in processes] == [0] * 3
-        self.check_cache(box, self.packed(hasty))
+        self.check_cache(box, self.packed(quick))
 
     def test_with_no_room_at_all_the_event_waits(self, box: Instance) -> None:
         self.empty_cache(box)

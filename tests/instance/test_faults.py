@@ -198,8 +198,8 @@ def hold_up(box: Instance, moment: Moment, how: str) -> None:
         assert max(counts.values()) <= 2, named  # twice: held up between answer and removal
         assert counts["next"] == 1, named
         eventually(lambda: not box.records())
-        told = box.log_with(f"no sign of life from process {pid} ")
-        assert told or not had_lock or how == "kill", named
+        logged = box.log_with(f"no sign of life from process {pid} ")
+        assert logged or not had_lock or how == "kill", named
 
 
 def pid_of(box: Instance) -> int:
@@ -252,7 +252,7 @@ class TestTakingOver:
         assert {*box.arrived().values()} == {1}
         assert box.log() == []
 
-    def test_who_is_no_deliverer_is_left_alone_and_told_of_once(self, box: Instance) -> None:
+    def test_who_is_no_deliverer_is_left_alone_and_logged_once(self, box: Instance) -> None:
         box.accept("first")
         command = ["flock", "--no-fork", f"{SPOOL}/.deliverer", "sleep", "600"]
         with box.popen(command) as other, ExitStack() as ending:
@@ -275,11 +275,11 @@ class TestNoAnswer:
     ) -> None:
         """In the quarter of an hour that a deliverer tries for; here it has eight seconds."""
         need_root(*Instance.TOOLS)
-        quicker = {"RESEND_AFTER": 0.5, "GIVE_UP_AFTER": 7.5, "TIMEOUT": 1.0}
-        hasty = with_constants(artifact, tmp_path / "hasty", {**constants(MINUTE), **quicker})
+        less = {"RESEND_AFTER": 0.5, "GIVE_UP_AFTER": 7.5, "TIMEOUT": 1.0}
+        quicker = with_constants(artifact, tmp_path / "quicker", {**constants(MINUTE), **less})
 
         def try_in_vain(fault: str) -> None:
-            with Instance(hasty) as box:
+            with Instance(quicker) as box:
                 unpack(box)
                 box.eventbridge.set(fault=fault)
                 assert box.hook(user="cut").returncode == 0

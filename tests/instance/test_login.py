@@ -168,9 +168,9 @@ class TestWait:
         done = instance.ssh("ubuntu", self.NOW)
         assert done.returncode == 0
         assert 0.3 <= float(done.stdout) - began < 0.3 + QUICK_SECONDS
-        told = instance.syslog.wait_for("exit code")
-        assert told.identifier == "sshd"
-        assert f"{TATTLE} failed: exit code 75" in told.message
+        line = instance.syslog.wait_for("exit code")
+        assert line.identifier == "sshd"
+        assert f"{TATTLE} failed: exit code 75" in line.message
         eventually(lambda: len(instance.spool()) == 2)
 
     def test_an_event_that_can_never_be_sent_is_not_waited_for(self, instance: Instance) -> None:
@@ -191,7 +191,7 @@ class TestWait:
         "typo",
         ["--wiat=3", "--wait=soon", "wait", "--wait=1 2", "--wait=-1", "--wait=601", "\udcff"],
     )
-    def test_a_typo_is_told_and_waits_for_nothing(
+    def test_a_typo_is_logged_and_waits_for_nothing(
         self, typo: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lines: list[str] = []

@@ -88,7 +88,7 @@ def test_what_the_caller_chooses_is_not_where_root_takes_its_code_from(
         assert box.spool(), done
 
 
-def test_whatever_limits_the_caller_has_su_is_refused_or_told_of(box: Instance) -> None:
+def test_whatever_limits_the_caller_has_su_is_refused_or_reported(box: Instance) -> None:
     box.write("/etc/pam.d/su", STACK + LINES_FOR_SU)
     refused = []
     with box.locked():
@@ -99,8 +99,8 @@ def test_whatever_limits_the_caller_has_su_is_refused_or_told_of(box: Instance) 
                 done = box.run(["/bin/sh", "-c", script], user="alice", timeout=SECONDS)
                 if done.returncode:
                     refused.append((limit, kilobytes))
-                told = len(box.spool()) - count
-                assert told == (0 if done.returncode else 2), (limit, kilobytes, done)
+                reported = len(box.spool()) - count
+                assert reported == (0 if done.returncode else 2), (limit, kilobytes, done)
     # What is refused does not get as far as PAM, or has no room for PAM's modules.
     assert all(limit == "-v" and kilobytes < 6000 for limit, kilobytes in refused)
 

@@ -124,15 +124,15 @@ def unpack_with_another_python(box: Instance) -> None:
     "path", [TATTLE, "/proc/self/fd/3"], ids=["as it opens the file", "as it reads it"]
 )
 def test_an_upgrade_in_the_middle_of_a_hook_holds_up_nothing(
-    path: str, arguments: tuple[str, ...], box: Instance, next_version: Path
+    path: str, arguments: tuple[str, ...], instance: Instance, next_version: Path
 ) -> None:
     need_root("strace")
-    shutil.rmtree(box.path(CACHE))  # or else it does not read the file
+    shutil.rmtree(instance.path(CACHE), ignore_errors=True)  # or else it does not read the file
     delayed = ["-P", path, "-e", "trace=openat"]
     delayed += ["-e", f"inject=openat:delay_enter={DELAY * 1_000_000:.0f}:when=1"]
-    upgrade = threading.Timer(DELAY / 2, box.install, [next_version])
+    upgrade = threading.Timer(DELAY / 2, instance.install, [next_version])
     upgrade.start()
-    done = box.hook(
+    done = instance.hook(
         user="late",
         arguments=arguments,
         wrapper=["/usr/bin/strace", "-D", "-o", "/tmp/trace", *delayed],
@@ -140,8 +140,8 @@ def test_an_upgrade_in_the_middle_of_a_hook_holds_up_nothing(
     upgrade.join()
     assert done.seconds > DELAY
     assert done.returncode == 0
-    assert box.eventbridge.wait_for(1)[0].detail["username"] == "late"
-    assert box.log() == []
+    assert instance.eventbridge.wait_for(1)[0].detail["username"] == "late"
+    assert instance.log() == []
 
 
 @pytest.mark.slow
@@ -207,8 +207,8 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def fill_with_rubbish(path: Path) -> None:
-    path.write_bytes(b"\0\xffrubbish")
+def fill_with_garbage(path: Path) -> None:
+    path.write_bytes(b"\0\xffgarbage")
 
 
 def become_a_folder(path: Path) -> None:
@@ -219,12 +219,12 @@ def become_a_folder(path: Path) -> None:
 DAMAGES: dict[str, Damage] = {
     "all is empty, as a power cut may leave it": change("**/*", empty),
     "what is compiled is cut": change("**/*.pyc", cut),
-    "our modules are rubbish": change("site-packages/tattle/**/*.py*", fill_with_rubbish),
+    "our modules are garbage": change("site-packages/tattle/**/*.py*", fill_with_garbage),
     "our modules are gone": change("site-packages/tattle/**/*.py*", Path.unlink),
     "a module is a folder": change("site-packages/tattle/*/**/deliver.*", become_a_folder),
     "a module of the hook's is gone": change("site-packages/tattle/login/hook.py", Path.unlink),
     "a module of botocore's is gone": change("site-packages/botocore/httpsession.py", Path.unlink),
-    "a service's model is rubbish": change(SERVICE, fill_with_rubbish),
+    "a service's model is garbage": change(SERVICE, fill_with_garbage),
     "the regions are gone": change("site-packages/botocore/data/endpoints.json", Path.unlink),
 }
 

@@ -97,7 +97,7 @@ def sign(box: Instance, public: str) -> None:
     )
 
 
-METHODS = {  # how sshd is to authenticate: what is told, and whether there is a key
+METHODS = {  # how sshd is to authenticate: what is reported, and whether there is a key
     "publickey": ("publickey", True),
     "publickey,password": ("publickey,password", True),
     "password,publickey": ("password,publickey", True),
@@ -106,7 +106,7 @@ METHODS = {  # how sshd is to authenticate: what is told, and whether there is a
 }
 
 
-def assert_nothing_told(detail: dict[str, Any]) -> None:
+def assert_nothing_reported(detail: dict[str, Any]) -> None:
     """Nothing that sshd says of them, or that they could say in its name."""
     assert {name: detail[name] for name in NULL} == NULL
 
@@ -160,7 +160,7 @@ class TestHowTheyAuthenticated:
         settle()
         box.hook(service="cron", rhost=None)
         (entry,) = box.eventbridge.wait_for(1)
-        assert_nothing_told(entry.detail)
+        assert_nothing_reported(entry.detail)
 
 
 HOLES = {  # lines that have pam_env read the user's file; see pam.d(5) and pam_env(8)
@@ -195,13 +195,13 @@ class TestUsersWhoWouldLie:
     """Who may write ~/.pam_environment could make sshd's word anything: so it isn't passed on."""
 
     @pytest.mark.parametrize("hole", HOLES)
-    def test_however_the_hole_is_written_nothing_they_say_is_told(
+    def test_however_the_hole_is_written_nothing_they_say_is_reported(
         self, hole: str, box: Instance
     ) -> None:
         dig_hole(box, HOLES[hole])
         assert box.ssh("ubuntu", "echo $IN_FORCE").stdout == "yes\n"  # it is a hole
         for detail in both(box):
-            assert_nothing_told(detail)
+            assert_nothing_reported(detail)
             assert detail["session_id"]  # which no user can touch
 
     def test_where_there_is_no_hole_their_file_changes_nothing(self, box: Instance) -> None:
@@ -218,7 +218,7 @@ class TestUsersWhoWouldLie:
             box.eventbridge.wait_for(1)
             box.configure_pam(user_readenv=False)
         for detail in both(box):
-            assert_nothing_told(detail)
+            assert_nothing_reported(detail)
 
     @pytest.mark.parametrize("fix", FIXES)
     def test_a_hole_that_is_fixed_before_the_event_is_delivered(
@@ -234,10 +234,10 @@ class TestUsersWhoWouldLie:
         box.eventbridge.set(fault=None)
         assert box.run([TATTLE, "flush"]).returncode == 0
         for detail in both(box):
-            assert_nothing_told(detail)
+            assert_nothing_reported(detail)
 
     def test_a_session_whose_beginning_is_not_known(self, box: Instance) -> None:
-        """Nobody can tell then whether a hole was mended since."""
+        """Nobody can tell then whether a hole was fixed since."""
         box.eventbridge.set(fault="refuse")
         box.hook(before=[("SSH_CONNECTION", "9.9.9.9 9 9.9.9.9 9")])
         box.kill_deliverers()
@@ -247,9 +247,9 @@ class TestUsersWhoWouldLie:
         box.eventbridge.set(fault=None)
         assert box.run([TATTLE, "flush"]).returncode == 0
         (detail,) = box.eventbridge.details()
-        assert_nothing_told(detail)
+        assert_nothing_reported(detail)
 
-    def test_from_a_shell_nothing_of_it_is_told(self, box: Instance) -> None:
+    def test_from_a_shell_nothing_of_it_is_reported(self, box: Instance) -> None:
         """The environment of the smoke test is its caller's own."""
         variables = {
             "SSH_AUTH_INFO_0": f"publickey {FORGED_KEY}\n",
@@ -259,7 +259,7 @@ class TestUsersWhoWouldLie:
         login = {"PAM_TYPE": "open_session", "PAM_USER": "test"}
         assert box.run([TATTLE], env={**variables, **login}).returncode == 0
         (detail,) = box.eventbridge.details()
-        assert_nothing_told(detail)
+        assert_nothing_reported(detail)
 
 
 class TestSessions:
