@@ -100,19 +100,6 @@ def test_a_login_in_an_outage_is_quick_and_reported_afterwards(artifact: Path) -
 
 @pytest.mark.root
 class TestFlush:
-    def test_it_says_what_it_delivered_and_what_remains(self, instance: Instance) -> None:
-        instance.accept("one", "two")
-        instance.eventbridge.set(fault="throttle")
-        done = instance.run([TATTLE, "flush"])
-        assert (done.returncode, done.stdout) == (75, "0 delivered, 2 remain\n")
-        assert "tattle: EventBridge: ThrottlingException" in done.stderr
-        instance.kill_deliverers()  # it would be quicker, now and then
-        instance.eventbridge.set(fault=None)
-        done = instance.run([TATTLE, "flush"])
-        assert (done.returncode, done.stdout) == (0, "2 delivered, 0 remain\n")
-        assert done.stderr == ""
-        assert usernames(instance) == ["one", "two"]
-
     def test_nothing_to_do_is_fine(self, instance: Instance) -> None:
         done = instance.run([TATTLE, "flush"])
         assert (done.returncode, done.stdout) == (0, "0 delivered, 0 remain\n")

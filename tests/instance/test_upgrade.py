@@ -21,7 +21,6 @@ DELAY = 0.6  # seconds that a look takes
 UPGRADES = 50
 UPGRADE_SECONDS = 0.25
 VERSIONS = 5  # in turns
-REMOVALS = 3
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 
 
@@ -288,22 +287,3 @@ def test_what_a_profile_needs_and_is_not_there_is_no_damage(box: Instance) -> No
     line = box.syslog.wait_for("events wait in the spool", timeout=20)
     assert "configuration" in line.message
     assert not box.log_with("unpacking again")
-
-
-@pytest.mark.slow
-def test_a_build_that_is_being_removed_costs_no_event(box: Instance) -> None:
-    users = []
-    with box.session() as session:
-        for number in range(REMOVALS):
-            smoke_test(box)
-            removal = threading.Thread(
-                target=shutil.rmtree, args=[build(box)], kwargs={"ignore_errors": True}
-            )
-            removal.start()
-            for half in "ab":
-                users.append(f"{number}{half}")
-                assert session.hook(user=users[-1]).returncode == 0
-                time.sleep(0.005)
-            removal.join()
-            eventually(lambda: {*users} <= box.arrived().keys(), 60)
-            box.kill_deliverers()

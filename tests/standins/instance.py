@@ -156,8 +156,12 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception:  # a hook that hangs is not waited for
+            self._process.kill()
+            self._process.wait()
+        else:
+            self._process.communicate()
 
     def run(self, *hooks: Hook) -> list[HookResult]:
         """Run hooks at the same time; their results in the same order."""
