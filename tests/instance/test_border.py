@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from standins.instance import REMOTE_HOST, SPOOL, TATTLE, Instance
+from standins.instance import SPOOL, TATTLE, Instance, prepared
 from support import eventually, need, need_root, repacked
 
 pytestmark = pytest.mark.root
@@ -57,18 +57,6 @@ def signal(box: Instance, name: str, pids: list[str]) -> None:
     box.run(["kill", f"-{name}", *pids])
 
 
-@contextmanager
-def logged_in(box: Instance) -> Iterator[None]:
-    command = box.ssh_command(
-        "ssh", "alice@127.0.0.1", "echo in; read line", user="alice", source=REMOTE_HOST
-    )
-    with box.popen(command, stdin=-1, stdout=-1, stderr=-1) as ssh:
-        assert ssh.stdout
-        assert ssh.stdout.readline() == "in\n"
-        yield
-        ssh.kill()
-
-
 @pytest.fixture
 def box(artifact: Path) -> Iterator[Instance]:
     need_root(*Instance.TOOLS)
@@ -80,7 +68,7 @@ def box(artifact: Path) -> Iterator[Instance]:
 def test_nothing_of_the_login_is_the_deliverers(box: Instance) -> None:
     box.eventbridge.set(fault="hang")
     there = sorted(os.listdir(CGROUPS))
-    with sessions_cgroup(box), logged_in(box):
+    with sessions_cgroup(box), box.logged_in("alice"):
         eventually(box.eventbridge.connection_count)
         (deliverer,) = box.deliverers()
         process = f"/proc/{deliverer.pid}"
@@ -89,8 +77,8 @@ def test_nothing_of_the_login_is_the_deliverers(box: Instance) -> None:
         assert NAME not in box.read(f"{process}/cgroup")
 
         look = f"cd {process}/fd && for fd in *; do echo $fd $(readlink $fd); done"
-        told = box.run(["sh", "-c", look]).stdout.splitlines()
-        files = dict(line.split(maxsplit=1) for line in told)
+        found = box.run(["sh", "-c", look]).stdout.splitlines()
+        files = dict(line.split(maxsplit=1) for line in found)
         standard = [files.pop(number) for number in "012"]
         assert standard == ["/dev/null"] * 3
         own = rf"socket:.*|({SPOOL}|/run/tattle-spool)(/.deliverer)?"
@@ -112,7 +100,7 @@ def test_what_stops_or_kills_all_of_a_session_stops_no_delivery(box: Instance) -
     """Two logins' events are accepted; then their user sends signals to all that is theirs."""
     box.eventbridge.set(fault="refuse")
     with sessions_cgroup(box) as cgroups:
-        with logged_in(box), logged_in(box):
+        with box.logged_in("alice"), box.logged_in("alice"):
             eventually(lambda: len(box.spool()) == 2)
             eventually(box.deliverers)
             eventually(lambda: all(NAME not in one for one in cgroups_of_deliverers(box)))
@@ -131,10 +119,51 @@ def cgroups_of_deliverers(box: Instance) -> list[str]:
     return [box.read(f"/proc/{process.pid}/cgroup") for process in found]
 
 
+# What su and sudo hand on of their caller's: code for a process that becomes the hook, and what the
+# kernel says of the deliverer.
+YEARS = 9 * 10**18  # nanoseconds
+SLACK = f"ctypes.CDLL(None).prctl(29, ctypes.c_ulong({YEARS}), 0, 0, 0)"
+SCHEDULING = {
+    SLACK: "cat /proc/$1/timerslack_ns",
+    "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))": "chrt --pid $1",
+    "os.sched_setaffinity(0, {0})": "taskset --pid $1",
+    "os.nice(19)": "ps -o ni= -p $1",
+    "open('/proc/self/oom_score_adj', 'w').write('1000')": "cat /proc/$1/oom_score_adj",
+    "subprocess.run(['/usr/bin/ionice', '-c', '3', '-p', str(os.getpid())])": "ionice -p $1",
+}
+
+
+def deliverers_scheduling(box: Instance) -> str:
+    eventually(box.deliverers)
+    (deliverer,) = box.deliverers()
+    pid = str(deliverer.pid)
+    look = "; ".join(SCHEDULING.values())
+    return box.run(["/bin/sh", "-c", look, "-", pid], check=True).stdout.replace(pid, "PID")
+
+
+def test_nothing_of_a_callers_scheduling_is_the_deliverers(instance: Instance) -> None:
+    instance.hook()
+    instance.eventbridge.wait_for(1)
+    usual = deliverers_scheduling(instance)
+    instance.kill_deliverers()
+    assert instance.hook(wrapper=prepared("\n".join(SCHEDULING))).returncode == 0
+    eventually(lambda: deliverers_scheduling(instance) == usual)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--wait=20",)])
+def test_a_timer_slack_of_years_holds_up_nobody(
+    instance: Instance, arguments: tuple[str, ...]
+) -> None:
+    for count in (1, 2):
+        assert instance.hook(wrapper=prepared(SLACK), arguments=arguments).returncode == 0
+        instance.eventbridge.wait_for(count)
+    instance.hook(user="somebody else")
+    instance.eventbridge.wait_for(3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["STOP", "CONT"], ids=["stopped", "silent"])
-def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
-    artifact: Path, tmp_path: Path, how: str
+def test_one_that_is_stopped_before_it_could_leave_is_not_waited_for(
+    artifact: Path, tmp_path: Path
 ) -> None:
     """The user was quicker: what the hook started is still theirs. The next hook starts another."""
     need_root(*Instance.TOOLS)
@@ -149,7 +178,7 @@ def test_one_that_is_held_before_it_could_leave_is_not_waited_for(
         assert session.hook(user="first").returncode == 0
         eventually(box.path("/tmp/held").exists)
         (stuck,) = box.processes(f"{TATTLE} deliver")
-        box.run(["kill", f"-{how}", str(stuck.pid)], check=True)
+        box.run(["kill", "-STOP", str(stuck.pid)], check=True)
         box.install(artifact)
         assert session.hook(user="second").returncode == 0
         users = [entry.detail["username"] for entry in box.eventbridge.wait_for(2, timeout=30)]

@@ -6,13 +6,12 @@ import os
 import statistics
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from standins.instance import REMOTE_HOST, TATTLE, Hook, Instance, Process
+from standins.instance import REMOTE_HOST, Hook, Instance, Process
 from support import changed, eventually, need_root
 
 pytestmark = pytest.mark.root
@@ -21,24 +20,13 @@ BURST = 300
 MOST_CALLS = 60
 GATHER = 0.04  # seconds between two calls that are not full
 LINGER = 5.0  # seconds that a deliverer stays
-RACES = 60
+RACES = 40
 INSTANCES = 2  # at the same time
-
-
-def arrived(box: Instance) -> Counter[tuple[str, str]]:
-    """How often (user, state) did."""
-    return Counter((said["username"], said["session"]) for said in box.eventbridge.details())
 
 
 def cpu_seconds(box: Instance, pid: int) -> float:
     fields = box.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-
-
-def flush(box: Instance) -> None:
-    done = box.run([TATTLE, "flush"], timeout=120)
-    assert done.returncode == 0, done
-    assert box.spool() == []
 
 
 def warm_cache(box: Instance) -> None:
@@ -79,7 +67,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
         instance.eventbridge.wait_for(BURST, timeout=60)
     assert {result.returncode for result in results} == {0}
     eventually(lambda: not instance.spool())
-    assert arrived(instance) == {(user, "opened"): 1 for user in users}
+    assert instance.arrived() == dict.fromkeys(users, 1)
     calls = instance.eventbridge.calls()
     assert len(calls) <= MOST_CALLS
     gaps = [
@@ -108,33 +96,17 @@ class TestKilled:
             monitor = self.session_processes(instance, "alice [priv]")
             own = self.session_processes(instance, "alice@notty")
             assert len(monitor) == len(own) == 1
-            instance.kill(*own, *([] if closes else monitor))
+            instance.kill(*([] if closes else monitor), *own)
             ssh.wait(10)
         eventually(lambda: len(instance.spool()) == 1 + closes)
         instance.eventbridge.set(fault=None)
         instance.eventbridge.wait_for(1 + closes, timeout=20)
-        expected = {("alice", "opened"): 1}
-        assert arrived(instance) == (expected | {("alice", "closed"): 1} if closes else expected)
+        sessions = [detail["session"] for detail in instance.eventbridge.details()]
+        assert sessions == ["opened", "closed"][: 1 + closes]
 
     def session_processes(self, box: Instance, title: str) -> list[Process]:
         found = box.processes(f"sshd: {title}")
         return [process for process in found if process.command[0].startswith("sshd:")]
-
-    def test_the_deliverer_at_any_moment(self, instance: Instance) -> None:
-        """As logind's KillUserProcesses=yes does when the session closes."""
-        instance.eventbridge.set(delay=0.05)
-        moments = [0.03 * number for number in range(14)]
-        with instance.session() as session:
-            for number, moment in enumerate(moments):
-                assert session.hook(user=f"u{number}").returncode == 0
-                time.sleep(moment)
-                instance.kill_deliverers()
-                seen = len(instance.eventbridge.entries())
-                left = len(instance.spool())
-                flush(instance)
-                assert len(instance.eventbridge.entries()) == seen + left
-                assert arrived(instance)[(f"u{number}", "opened")] in (1, 2)
-        assert len(arrived(instance)) == len(moments)
 
     def test_everything_by_a_reboot(self, instance: Instance) -> None:
         """The spool is kept; the cache and every process are gone."""
@@ -161,38 +133,7 @@ class TestKilled:
 
 
 class TestWaiting:
-    """A deliverer whose events can't go yet, or that has none."""
-
-    def test_it_sleeps(self, artifact: Path) -> None:
-        need_root(*Instance.TOOLS)
-        outages = [
-            ("imds", "hang"),
-            ("imds", "refuse"),
-            ("eventbridge", "hang"),
-            ("eventbridge", "refuse"),
-            ("eventbridge", "throttle"),
-            ("eventbridge", "access-denied"),
-        ]
-
-        def four_seconds_of(outage: tuple[str, str]) -> tuple[float, int]:
-            """The CPU time and the calls of a deliverer, once it has loaded botocore."""
-            stand_in, fault = outage
-            with Instance(artifact) as box:
-                getattr(box, stand_in).set(fault=fault)
-                assert box.hook().returncode == 0
-                time.sleep(3)
-                (deliverer,) = box.deliverers()
-                used, calls = cpu_seconds(box, deliverer.pid), len(box.eventbridge.calls())
-                time.sleep(4)
-                assert [one.pid for one in box.deliverers()] == [deliverer.pid]
-                assert len(box.spool()) == 1
-                used = cpu_seconds(box, deliverer.pid) - used
-                return used, len(box.eventbridge.calls()) - calls
-
-        with ThreadPoolExecutor(len(outages)) as pool:
-            for outage, (used, calls) in zip(outages, pool.map(four_seconds_of, outages)):
-                assert used < 0.4, outage
-                assert calls < 20, outage
+    """A deliverer that has no events. (test_outage.py has one whose events can't go yet.)"""
 
     def test_it_stays_for_the_next_event(self, instance: Instance) -> None:
         with instance.session() as session:
@@ -200,8 +141,8 @@ class TestWaiting:
             instance.eventbridge.wait_for(1)
             (deliverer,) = instance.deliverers()
             asked = len(instance.imds.requests())
-            for number in range(2, 6):
-                time.sleep(0.7)
+            for number in range(2, 5):
+                time.sleep(0.5)
                 assert session.hook(user=f"u{number}").returncode == 0
                 instance.eventbridge.wait_for(number)
                 assert [one.pid for one in instance.deliverers()] == [deliverer.pid]
@@ -250,11 +191,11 @@ class TestStranded:
                     box.eventbridge.wait_for(count, timeout=8)
                     fresh += box.eventbridge.connection_count() > connections
                 eventually(lambda: not box.spool())
-                assert {*arrived(box).values()} == {1}
+                assert {*box.arrived().values()} == {1}
                 assert box.eventbridge.most_in_progress() == 1
             return fresh
 
         offsets = [-0.12 + 0.15 * number / RACES for number in range(RACES)]
         with ThreadPoolExecutor(INSTANCES) as pool:
             fresh = sum(pool.map(race, [offsets[n::INSTANCES] for n in range(INSTANCES)]))
-        assert 5 < fresh < RACES - 5, "not about when the deliverer leaves"
+        assert 3 < fresh < RACES - 3, "not about when the deliverer leaves"

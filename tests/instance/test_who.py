@@ -3,11 +3,10 @@ events one session. Nothing of it can be put there by the user whom it is about.
 
 from __future__ import annotations
 
-import base64
 import re
 import subprocess
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -89,61 +88,60 @@ def both(box: Instance) -> list[dict[str, Any]]:
     return [opened, closed]
 
 
-class TestHowTheyAuthenticated:
-    @pytest.mark.parametrize(
-        ("kind", "options"), [("ed25519", []), ("rsa", ["-b", "2048"]), ("ecdsa", ["-b", "384"])]
+def sign(box: Instance, public: str) -> None:
+    """Make a certificate of a public key for ubuntu, beside it, that sshd accepts."""
+    box.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/user_ca"], check=True)
+    box.run(
+        ["ssh-keygen", "-q", "-s", "/etc/ssh/user_ca", "-I", "x", "-n", "ubuntu", public],
+        check=True,
     )
-    def test_a_key(self, kind: str, options: list[str], box: Instance) -> None:
-        make_key(box, kind, *options)
+
+
+METHODS = {  # how sshd is to authenticate: what is reported, and whether there is a key
+    "publickey": ("publickey", True),
+    "publickey,password": ("publickey,password", True),
+    "password,publickey": ("password,publickey", True),
+    "password": ("password", False),
+    "keyboard-interactive": ("keyboard-interactive/pam", False),
+}
+
+
+def assert_nothing_reported(detail: dict[str, Any]) -> None:
+    """Nothing that sshd says of them, or that they could say in its name."""
+    assert {name: detail[name] for name in NULL} == NULL
+
+
+class TestHowTheyAuthenticated:
+    """(What ssh-keygen says of all sorts of keys, unit/test_fingerprint.py shows.)"""
+
+    @pytest.mark.parametrize("methods", METHODS)
+    def test_methods_and_key(self, methods: str, box: Instance) -> None:
+        method, by_key = METHODS[methods]
+        make_key(box, "ecdsa", "-b", "384")
+        passwords = ("PasswordAuthentication yes", "KbdInteractiveAuthentication yes")
+        box.start_sshd(f"AuthenticationMethods {methods}", *passwords)
         log_in(box)
         for detail in both(box):
-            assert detail["auth_method"] == "publickey"
-            assert detail["key_fingerprint"] == fingerprint(box, KEY)
+            assert detail["auth_method"] == method
+            assert detail["key_fingerprint"] == (fingerprint(box, KEY) if by_key else None)
 
-    @pytest.mark.parametrize(
-        ("kind", "options"), [("ed25519", []), ("rsa", ["-b", "2048"]), ("ecdsa", ["-b", "521"])]
-    )
-    def test_a_certificate(self, kind: str, options: list[str], box: Instance) -> None:
-        make_key(box, kind, *options, authorized=False)
+    def test_of_a_certificate_the_key_in_it(self, box: Instance) -> None:
+        make_key(box, "rsa", "-b", "2048", authorized=False)
         sign(box, f"{KEY}.pub")
-        box.write("/etc/ssh/user_ca.pub", box.read("/root/.ssh/ca.pub"))
         box.start_sshd("TrustedUserCAKeys /etc/ssh/user_ca.pub")
         log_in(box)
-        assert fingerprint(box, f"{KEY}-cert.pub") == fingerprint(box, KEY)
         for detail in both(box):
             assert detail["auth_method"] == "publickey"
             assert detail["key_fingerprint"] == fingerprint(box, f"{KEY}-cert.pub")
 
-    def test_a_key_and_a_password(self, box: Instance) -> None:
-        make_key(box, "ed25519")
-        box.start_sshd("AuthenticationMethods publickey,password", "PasswordAuthentication yes")
-        log_in(box)
-        for detail in both(box):
-            assert detail["auth_method"] == "publickey,password"
-            assert detail["key_fingerprint"] == fingerprint(box, KEY)
-
-    def test_a_password_and_a_key(self, box: Instance) -> None:
-        make_key(box, "ed25519")
-        box.start_sshd("AuthenticationMethods password,publickey", "PasswordAuthentication yes")
-        log_in(box)
-        for detail in both(box):
-            assert detail["auth_method"] == "password,publickey"
-            assert detail["key_fingerprint"] == fingerprint(box, KEY)
-
-    @pytest.mark.parametrize(
-        ("method", "told"),
-        [("password", "password"), ("keyboard-interactive", "keyboard-interactive/pam")],
-    )
-    def test_no_key(self, method: str, told: str, box: Instance) -> None:
-        make_key(box, "ed25519")
-        box.start_sshd(
-            f"AuthenticationMethods {method}",
-            "PasswordAuthentication yes",
-            "KbdInteractiveAuthentication yes",
-        )
-        log_in(box)
-        for detail in both(box):
-            assert (detail["auth_method"], detail["key_fingerprint"]) == (told, None)
+    def test_of_two_keys_the_first(self, box: Instance) -> None:
+        other = FORGED_KEY[:-4] + "AAAA"
+        info = f"password\npublickey {FORGED_KEY}\npublickey {other}\n"
+        box.hook(before=[("SSH_AUTH_INFO_0", info)])
+        (entry,) = box.eventbridge.wait_for(1)
+        box.write("/root/.ssh/first.pub", FORGED_KEY)
+        assert entry.detail["auth_method"] == "password,publickey,publickey"
+        assert entry.detail["key_fingerprint"] == fingerprint(box, "/root/.ssh/first.pub")
 
     def test_the_connection(self, box: Instance) -> None:
         make_key(box, "ed25519")
@@ -162,125 +160,49 @@ class TestHowTheyAuthenticated:
         settle()
         box.hook(service="cron", rhost=None)
         (entry,) = box.eventbridge.wait_for(1)
-        assert {name: entry.detail[name] for name in NULL} == NULL
-
-
-def sign(box: Instance, public: str) -> None:
-    """Make a certificate of a public key for ubuntu, beside it, by an authority in root's .ssh."""
-    if not box.path("/root/.ssh/ca").exists():
-        box.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/.ssh/ca"], check=True)
-    box.run(
-        ["ssh-keygen", "-q", "-s", "/root/.ssh/ca", "-I", "x", "-n", "ubuntu", public], check=True
-    )
-
-
-def text(*fields: bytes) -> str:
-    """Base64 of SSH strings (RFC 4251, section 5)."""
-    return base64.b64encode(b"".join(len(f).to_bytes(4, "big") + f for f in fields)).decode()
-
-
-class TestFingerprints:
-    """Keys that no login here can use, as sshd would tell of them."""
-
-    P256 = b"\x04" + bytes.fromhex(  # the curve's generator, SEC 2
-        "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
-        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
-    )
-    HARDWARE: ClassVar = {
-        "sk-ssh-ed25519@openssh.com": (b"\x58" + b"\x66" * 31, b"ssh:"),
-        "sk-ecdsa-sha2-nistp256@openssh.com": (b"nistp256", P256, b"ssh:"),
-    }
-
-    def told(self, box: Instance, *lines: str) -> dict[str, Any]:
-        """What is told of a session of which sshd says that."""
-        info = "".join(f"{line}\n" for line in lines)
-        box.hook(before=[("SSH_AUTH_INFO_0", info)])
-        return box.eventbridge.wait_for(1)[-1].detail
-
-    @pytest.mark.parametrize("kind", HARDWARE)
-    def test_a_hardware_key_and_its_certificate(self, kind: str, box: Instance) -> None:
-        public = f"{kind} {text(kind.encode(), *self.HARDWARE[kind])}"
-        box.write("/root/.ssh/hardware.pub", f"{public} a comment\n")
-        expected = fingerprint(box, "/root/.ssh/hardware.pub")
-        assert self.told(box, f"publickey {public}")["key_fingerprint"] == expected
-        sign(box, "/root/.ssh/hardware.pub")
-        certificate = "/root/.ssh/hardware-cert.pub"
-        assert fingerprint(box, certificate) == expected
-        kind, blob, *_ = box.read(certificate).split()
-        box.eventbridge.clear()
-        assert self.told(box, f"publickey {kind} {blob}")["key_fingerprint"] == expected
-
-    def test_dsa(self, box: Instance) -> None:
-        make_key(box, "dsa")
-        kind, blob, *_ = box.read(f"{KEY}.pub").split()
-        detail = self.told(box, f"publickey {kind} {blob}")
-        assert detail["key_fingerprint"] == fingerprint(box, KEY)
-
-    @pytest.mark.parametrize(
-        "rubbish",
-        [
-            "publickey",
-            "publickey ssh-ed25519",
-            "publickey ssh-ed25519 %%%",
-            "publickey ssh-ed25519-cert-v01@openssh.com AAAA",
-            "publickey new-cert-v01@openssh.com AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYH",
-        ],
-    )
-    def test_a_key_that_is_not_understood_has_none_and_the_event_goes_out(
-        self, rubbish: str, box: Instance
-    ) -> None:
-        detail = self.told(box, rubbish)
-        assert (detail["auth_method"], detail["key_fingerprint"]) == ("publickey", None)
-
-    def test_of_two_keys_the_first_is_told(self, box: Instance) -> None:
-        other = FORGED_KEY[:-4] + "AAAA"
-        detail = self.told(box, "password", f"publickey {FORGED_KEY}", f"publickey {other}")
-        box.write("/root/.ssh/first.pub", FORGED_KEY)
-        assert detail["auth_method"] == "password,publickey,publickey"
-        assert detail["key_fingerprint"] == fingerprint(box, "/root/.ssh/first.pub")
+        assert_nothing_reported(entry.detail)
 
 
 HOLES = {  # lines that have pam_env read the user's file; see pam.d(5) and pam_env(8)
     "as Debian has it": "session    required     pam_env.so user_readenv=1\n",
     "for auth": "auth optional pam_env.so user_readenv=1\n",
-    "behind tabs and blanks": " \tsession\trequired\tpam_env.so\tdebug\tuser_readenv=1\n",
-    "in capitals": "SESSION Required pam_env.so user_readenv=1\n",
-    "with a dash": "-session required pam_env.so user_readenv=1\n",
-    "in two lines": "session required pam_env.so \\\n    user_readenv=1\n",
-    "in three lines": "session \\\nrequired \\\npam_env.so user_readenv=1\n",
+    "in capitals, with a dash": "-SESSION Required\tpam_env.so\tdebug user_readenv=1\n",
+    "in three lines": "session \\\nrequired \\\npam_env.so user_readenv=2\n",
     "in brackets": "session [success=ok default=bad] pam_env.so [user_readenv=1]\n",
-    "with another number": "session required pam_env.so user_readenv=2\n",
-    "included": "session include hole\n",
-    "included in capitals": "session INCLUDE hole\n",
-    "included by its path": "session include /etc/pam.d/hole\n",
     "as a substack": "session substack hole\n",
-    "included in Debian's way": "@include hole\n",
     "included in Debian's way, behind a tab": "@include\thole\n",
+}
+HOLE = "/etc/pam.d/hole"
+
+
+def dig_hole(box: Instance, line: str) -> None:
+    """Have ubuntu say something of themselves, and PAM listen."""
+    box.write(HOLE, "session required pam_env.so user_readenv=1\n")
+    box.write("/etc/pam.d/sshd", line + box.read("/etc/pam.d/sshd"))
+    box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
+    settle()
+
+
+FIXES = {  # of a hole that /etc/pam.d/sshd includes
+    "its line taken out": lambda box: box.configure_pam(user_readenv=False),
+    "emptied": lambda box: box.path(HOLE).write_text(""),
+    "removed": lambda box: box.path(HOLE).unlink(),
+    "replaced": lambda box: box.path("/etc/pam.d/harmless").rename(box.path(HOLE)),
 }
 
 
 class TestUsersWhoWouldLie:
     """Who may write ~/.pam_environment could make sshd's word anything: so it isn't passed on."""
 
-    def test_stock_debian_lets_them_so_nothing_is_told(self, box: Instance) -> None:
-        box.configure_pam(user_readenv=True)
-        settle()
-        box.ssh("ubuntu", "true")
-        for detail in both(box):
-            assert {name: detail[name] for name in NULL} == NULL
-            assert detail["session_id"]  # which no user can touch
-
     @pytest.mark.parametrize("hole", HOLES)
-    def test_however_the_hole_is_written_nothing_they_say_is_told(
+    def test_however_the_hole_is_written_nothing_they_say_is_reported(
         self, hole: str, box: Instance
     ) -> None:
-        box.write("/etc/pam.d/hole", "session required pam_env.so user_readenv=1\n")
-        box.write("/etc/pam.d/sshd", HOLES[hole] + box.read("/etc/pam.d/sshd"))
-        box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
-        settle()
+        dig_hole(box, HOLES[hole])
         assert box.ssh("ubuntu", "echo $IN_FORCE").stdout == "yes\n"  # it is a hole
         for detail in both(box):
-            assert {name: detail[name] for name in NULL} == NULL
+            assert_nothing_reported(detail)
+            assert detail["session_id"]  # which no user can touch
 
     def test_where_there_is_no_hole_their_file_changes_nothing(self, box: Instance) -> None:
         box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
@@ -289,61 +211,33 @@ class TestUsersWhoWouldLie:
             assert detail["key_fingerprint"] == fingerprint(box, AUTHORIZED_KEYS)
             assert detail["connection"]["remote_host"] == REMOTE_HOST
 
-    def test_a_hole_that_is_mended_during_the_session(self, box: Instance) -> None:
-        """The environment of the logout is that of the login: mending the file doesn't clean it."""
-        box.configure_pam(user_readenv=True)
-        box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
-        settle()
-        command = box.ssh_command(
-            "ssh", "ubuntu@127.0.0.1", "cat", user="ubuntu", source=REMOTE_HOST
-        )
-        client = box.popen(command, stdin=subprocess.PIPE)
-        box.eventbridge.wait_for(1)
-        box.configure_pam(user_readenv=False)
-        client.communicate()
+    def test_a_hole_that_is_fixed_during_the_session(self, box: Instance) -> None:
+        """The environment of the logout is that of the login: fixing the file doesn't clean it."""
+        dig_hole(box, HOLES["as Debian has it"])
+        with box.logged_in("ubuntu"):
+            box.eventbridge.wait_for(1)
+            box.configure_pam(user_readenv=False)
         for detail in both(box):
-            assert {name: detail[name] for name in NULL} == NULL
+            assert_nothing_reported(detail)
 
-    def test_a_hole_that_is_mended_before_the_event_is_delivered(self, box: Instance) -> None:
-        box.configure_pam(user_readenv=True)
-        box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
+    @pytest.mark.parametrize("fix", FIXES)
+    def test_a_hole_that_is_fixed_before_the_event_is_delivered(
+        self, fix: str, box: Instance
+    ) -> None:
+        box.write("/etc/pam.d/harmless", "session optional pam_permit.so\n")
+        dig_hole(box, "@include hole\n")
         box.eventbridge.set(fault="refuse")
         box.ssh("ubuntu", "true")
         box.syslog.wait_for("events wait in the spool")
         box.kill_deliverers()
-        box.configure_pam(user_readenv=False)
+        FIXES[fix](box)
         box.eventbridge.set(fault=None)
         assert box.run([TATTLE, "flush"]).returncode == 0
         for detail in both(box):
-            assert {name: detail[name] for name in NULL} == NULL
-
-    @pytest.mark.parametrize("mend", ["emptied", "removed", "replaced"])
-    def test_a_hole_in_an_included_file_that_is_mended_before_the_event_is_delivered(
-        self, mend: str, box: Instance
-    ) -> None:
-        box.write("/etc/pam.d/hole", "session required pam_env.so user_readenv=1\n")
-        box.write("/etc/pam.d/harmless", "session optional pam_permit.so\n")
-        box.write("/etc/pam.d/sshd", "@include hole\n" + box.read("/etc/pam.d/sshd"))
-        box.write("/home/ubuntu/.pam_environment", FORGED, owner="ubuntu")
-        settle()
-        box.eventbridge.set(fault="refuse")
-        assert box.ssh("ubuntu", "echo $IN_FORCE").stdout == "yes\n"
-        box.syslog.wait_for("events wait in the spool")
-        box.kill_deliverers()
-        hole = box.path("/etc/pam.d/hole")
-        if mend == "emptied":
-            hole.write_text("")
-        elif mend == "removed":
-            hole.unlink()
-        else:
-            box.path("/etc/pam.d/harmless").rename(hole)
-        box.eventbridge.set(fault=None)
-        assert box.run([TATTLE, "flush"]).returncode == 0
-        for detail in both(box):
-            assert {name: detail[name] for name in NULL} == NULL
+            assert_nothing_reported(detail)
 
     def test_a_session_whose_beginning_is_not_known(self, box: Instance) -> None:
-        """Nobody can tell then whether a hole was mended since."""
+        """Nobody can tell then whether a hole was fixed since."""
         box.eventbridge.set(fault="refuse")
         box.hook(before=[("SSH_CONNECTION", "9.9.9.9 9 9.9.9.9 9")])
         box.kill_deliverers()
@@ -353,9 +247,9 @@ class TestUsersWhoWouldLie:
         box.eventbridge.set(fault=None)
         assert box.run([TATTLE, "flush"]).returncode == 0
         (detail,) = box.eventbridge.details()
-        assert {name: detail[name] for name in NULL} == NULL
+        assert_nothing_reported(detail)
 
-    def test_from_a_shell_nothing_of_it_is_told(self, box: Instance) -> None:
+    def test_from_a_shell_nothing_of_it_is_reported(self, box: Instance) -> None:
         """The environment of the smoke test is its caller's own."""
         variables = {
             "SSH_AUTH_INFO_0": f"publickey {FORGED_KEY}\n",
@@ -365,7 +259,7 @@ class TestUsersWhoWouldLie:
         login = {"PAM_TYPE": "open_session", "PAM_USER": "test"}
         assert box.run([TATTLE], env={**variables, **login}).returncode == 0
         (detail,) = box.eventbridge.details()
-        assert {name: detail[name] for name in NULL} == NULL
+        assert_nothing_reported(detail)
 
 
 class TestSessions:
@@ -381,19 +275,26 @@ class TestSessions:
         assert re.fullmatch("[0-9a-f]{32}", first)
 
     def test_so_do_sessions_at_the_same_time(self, box: Instance) -> None:
+        box.write("/etc/tattle.conf", f"[tattle]\nfields = {FIELDS} username remote_host\n")
+        ends = [("ubuntu", REMOTE_HOST), ("alice", "127.0.0.1")] * 2
         commands = [
-            box.ssh_command("ssh", f"{user}@127.0.0.1", "sleep 1", user=user, source=REMOTE_HOST)
-            for user in ("ubuntu", "alice", "ubuntu", "alice")
+            box.ssh_command("ssh", f"{user}@127.0.0.1", "sleep 0.5", user=user, source=source)
+            for user, source in ends
         ]
         clients = [box.popen(command) for command in commands]
         details = [entry.detail for entry in box.eventbridge.wait_for(8, timeout=30)]
         assert [client.wait() for client in clients] == [0] * 4
         opened, closed = (
-            sorted(one["session_id"] for one in details if one["session"] == state)
+            sorted(
+                (one["session_id"], one["username"], one["remote_host"])
+                for one in details
+                if one["session"] == state
+            )
             for state in ("opened", "closed")
         )
         assert opened == closed
-        assert len(set(opened)) == 4
+        assert sorted(end for _, *end in opened) == sorted(map(list, ends))
+        assert len({session for session, *_ in opened}) == 4
         assert len({detail["event_id"] for detail in details}) == 8
 
     def test_after_a_reboot_the_same_process_is_another_session(self, box: Instance) -> None:
@@ -414,8 +315,7 @@ class TestSessions:
                 session.hook()
                 numbers += [process.pid for process in box.processes("-IS -c")]
             box.eventbridge.wait_for(len(numbers))
-            while box.spool():  # it is delivered, and soon removed
-                time.sleep(0.01)
+            eventually(lambda: not box.spool())
             box.kill_deliverers()
         assert numbers[0] == numbers[1]
         first, second = box.eventbridge.details()
@@ -441,35 +341,24 @@ class TestSessions:
     def test_the_duration_is_in_whole_seconds_and_of_the_closed_event_only(
         self, box: Instance
     ) -> None:
+        """And does not depend on when the event is delivered."""
+        box.eventbridge.set(fault="refuse")
         before = time.monotonic()
-        box.ssh("ubuntu", "sleep 2.2")
+        box.ssh("ubuntu", "sleep 1.2")
         longest = time.monotonic() - before
+        box.kill_deliverers()
+        time.sleep(longest)
+        box.eventbridge.set(fault=None)
+        assert box.run([TATTLE, "flush"]).returncode == 0
         opened, closed = both(box)
         assert "duration" not in opened
         assert isinstance(closed["duration"], int)
-        assert 2 <= closed["duration"] <= longest
-
-    def test_the_duration_does_not_depend_on_when_the_event_is_delivered(
-        self, box: Instance
-    ) -> None:
-        box.eventbridge.set(fault="refuse")
-        with box.session() as session:
-            session.hook()
-            session.hook("close_session")
-        box.kill_deliverers()
-        time.sleep(1.2)
-        box.eventbridge.set(fault=None)
-        assert box.run([TATTLE, "flush"]).returncode == 0
-        _, closed = both(box)
-        assert closed["duration"] == 0
+        assert 1 <= closed["duration"] <= longest
 
 
 class TestRedelivery:
-    @pytest.mark.parametrize("fault", ["reset-after", "close-after"])
-    def test_an_event_that_comes_twice_has_the_same_event_id(
-        self, fault: str, box: Instance
-    ) -> None:
-        box.eventbridge.set(fault=fault, fault_times=1)
+    def test_an_event_that_comes_twice_has_the_same_event_id(self, box: Instance) -> None:
+        box.eventbridge.set(fault="reset-after", fault_times=1)
         box.hook()
         eventually((box.path(SPOOL) / ".fault").exists)
         assert box.run([TATTLE, "flush"]).returncode == 0
@@ -484,19 +373,12 @@ class TestRedelivery:
         (first,) = box.eventbridge.wait_for(1)
         box.kill_deliverers()
         with box.session() as session:
-            session.hook(user="alice")
-            box.kill_deliverers()
-            session.hook("close_session", user="alice")
-        box.kill_deliverers()
+            for _ in range(2):  # which look the same, and have ids of their own
+                session.hook(user="alice")
+                box.kill_deliverers()
         box.eventbridge.set(fault=None)
         box.eventbridge.clear()
         assert box.run([TATTLE, "flush"]).returncode == 0
         again, *others = box.eventbridge.entries()
         assert again.raw == first.raw
         assert len({entry.detail["event_id"] for entry in (first, *others)}) == 3
-
-    def test_events_that_look_the_same_have_different_ids(self, box: Instance) -> None:
-        for _ in range(3):
-            box.hook()
-        details = [entry.detail for entry in box.eventbridge.wait_for(3)]
-        assert len({detail["event_id"] for detail in details}) == 3

@@ -13,6 +13,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -142,6 +144,14 @@ class Hook:
         return ["/usr/bin/strace", "-D", "-f", "-o", STRACE_LOG, *self.strace, "--", *hook]
 
 
+def prepared(code: str) -> list[str]:
+    """A hook's wrapper: Python runs that code, then becomes the hook. env drops LC_CTYPE, its
+    gift."""
+    become = "os.execv('/usr/bin/env', ['env', '-u', 'LC_CTYPE', *sys.argv[1:]])"
+    modules = "import ctypes, os, resource, signal, subprocess, sys"
+    return [SYSTEM_PYTHON, "-ISc", f"{modules}\n{code}\n{become}"]
+
+
 class Session:
     """A process that stands for one sshd session process and runs hooks as pam_exec does: a hook
     run at open and one run at close have the same parent. Ends on leaving the context."""
@@ -152,8 +162,12 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception:  # a hook that hangs is not waited for
+            self._process.kill()
+            self._process.wait()
+        else:
+            self._process.communicate()
 
     def run(self, *hooks: Hook) -> list[HookResult]:
         """Run hooks at the same time; their results in the same order."""
@@ -373,6 +387,21 @@ class Instance:
         own = (".deliverer", ".next", ".fault", ".fault.new", ".wake")
         return sorted(name for name in names if name not in own)
 
+    def records(self) -> list[str]:
+        """The names of the records in tattle's spool, sorted."""
+        return [name for name in self.spool() if re.fullmatch(r"\d{20}-\d+", name)]
+
+    def accept(self, *users: str) -> list[str]:
+        """Have one event of each user accepted and not delivered; the records' names."""
+        with self.locked(), self.session() as session:
+            for user in users:
+                assert session.hook(user=user).returncode == 0
+        return self.records()
+
+    def arrived(self) -> Counter[str]:
+        """How many events of each user EventBridge has."""
+        return Counter(detail["username"] for detail in self.eventbridge.details())
+
     @contextmanager
     def locked(self) -> Iterator[Path]:
         """Hold the spool's lock, so that hooks leave their records to somebody else."""
@@ -563,6 +592,18 @@ class Instance:
         ssh = self.ssh_command("ssh", *arguments, user=user, source=source)
         return self.run(ssh, **run_options)
 
+    @contextmanager
+    def logged_in(self, user: str) -> Iterator[None]:
+        """A session of the user's, open while entered."""
+        arguments = [f"{user}@127.0.0.1", "echo in; read line"]
+        command = self.ssh_command("ssh", *arguments, user=user, source=REMOTE_HOST)
+        pipe = subprocess.PIPE
+        with self.popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as ssh:
+            assert ssh.stdout
+            assert ssh.stdout.readline() == "in\n", ssh.communicate()
+            yield
+            ssh.communicate("\n", timeout=20)
+
     def scp(
         self, user: str, file: str, target: str, *, source: str = REMOTE_HOST, **run_options: Any
     ) -> subprocess.CompletedProcess[str]:
@@ -596,6 +637,10 @@ class Instance:
     def log(self, identifier: str | None = "tattle") -> list[Line]:
         """The lines in the system's log, tattle's unless another identifier, or None, is given."""
         return self.syslog.lines(identifier)
+
+    def log_with(self, text: str) -> list[str]:
+        """tattle's messages in the log that contain a text."""
+        return [line.message for line in self.log() if text in line.message]
 
     def boot_id(self) -> str:
         return self.read(BOOT_ID).strip()

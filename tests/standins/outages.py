@@ -18,8 +18,13 @@ class Outage:
     name: str
     begin: Callable[[Instance], object]
     end: Callable[[Instance], object]
-    told: str
+    message: str
     """What the one line in the log says."""
+
+    @property
+    def hangs(self) -> bool:
+        """Whether it takes its time to be noticed."""
+        return self.name.endswith("-hangs")
 
     def __str__(self) -> str:
         return self.name
@@ -40,16 +45,12 @@ def _forget_name(box: Instance) -> None:
     box.write("/etc/hosts", "".join(x for x in hosts.splitlines(True) if "amazonaws" not in x))
 
 
-def _restore_name(box: Instance) -> None:
-    box.resolve(EVENTBRIDGE_HOST)
-
-
-def _fault(name: str, services: tuple[str, ...], fault: str, told: str) -> Outage:
-    def set_fault(box: Instance, fault: str | None) -> None:
+def _fault(name: str, services: tuple[str, ...], fault: str, message: str) -> Outage:
+    def fail(box: Instance, fault: str | None) -> None:
         for service in services:
             getattr(box, service).set(fault=fault)
 
-    return Outage(name, lambda box: set_fault(box, fault), lambda box: set_fault(box, None), told)
+    return Outage(name, lambda box: fail(box, fault), lambda box: fail(box, None), message)
 
 
 OUTAGES = [
@@ -58,7 +59,12 @@ OUTAGES = [
     _fault("both-refuse", ("imds", "eventbridge"), "refuse", "can't be reached"),
     _fault("throttled", ("eventbridge",), "throttle", "ThrottlingException"),
     Outage("no-route", _remove_routes, _restore_routes, "can't be reached"),
-    Outage("no-name", _forget_name, _restore_name, "EventBridge can't be reached"),
+    Outage(
+        "no-name",
+        _forget_name,
+        lambda box: box.resolve(EVENTBRIDGE_HOST),
+        "EventBridge can't be reached",
+    ),
     Outage(
         "no-role",
         lambda box: box.imds.set(role=None),
