@@ -35,7 +35,8 @@ def main(archive):  # type: ignore[no-untyped-def]
     if not under_pam:
         import _signal  # type: ignore[import-not-found]  # signal itself takes milliseconds
 
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # from a keyboard: end without a word
+        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+            _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     for place in places:
         sys.path.insert(0, place)
         try:

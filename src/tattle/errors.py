@@ -4,6 +4,8 @@ The place that raises an error is the only one that knows what to do about it: c
 `tattle check` show its words.
 """
 
+import posix
+
 LONGEST_LINE = 1000  # characters; syslog(3) may drop what is much longer
 
 
@@ -20,16 +22,23 @@ class TattleError(Exception):
         self.advice = advice
 
 
+def defect(error: Exception) -> TattleError:
+    """Return the error for an exception that nobody expected."""
+    advice = "please report it, with the output of: tattle --debug"
+    return TattleError(f"a defect: {type(error).__name__}: {error}", posix.EX_SOFTWARE, advice)
+
+
 def runnable(advice: str) -> str:
     """Return an advice with the commands as its reader can run them.
 
-    Root needs no sudo and may have none. Others may not have /usr/local/bin in sudo's secure_path.
+    Root's own shell needs no sudo and may have none. Under sudo the reader's shell is not root's,
+    and sudo's secure_path may lack /usr/local/bin.
     """
     import os
     import re
     import sys
 
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and "SUDO_UID" not in os.environ:
         return re.sub(r"(?<![\w/.-])sudo ", "", advice)
     return advice.replace("sudo tattle ", f"sudo {os.path.realpath(sys.argv[0])} ")
 

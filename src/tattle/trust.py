@@ -8,9 +8,12 @@ import stat
 
 from tattle.errors import TattleError
 
+LINKS = 40  # that a path may lead through, path_resolution(7)
 
-def trusted(path: str) -> str:
-    """Return the path if only root and this user can have put there, or exchanged, what it names.
+
+def trusted(path: str, links: int = LINKS) -> str:
+    """Return what the path names, its links followed, if only root and this user can have put it
+    there or exchanged it.
 
     Every folder on the way and every symbolic link's target counts; in a sticky folder nobody can
     exchange what is ours. Raises OSError if something does not exist, TattleError if somebody else
@@ -26,7 +29,9 @@ def trusted(path: str) -> str:
         if status.st_uid not in (0, os.geteuid()) or writable:
             raise foreign(whole, "belongs to or can be written by somebody else", "go-w")
         if stat.S_ISLNK(mode):
-            whole = trusted(os.path.join(parent, os.readlink(whole)))
+            if not links:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            whole = trusted(os.path.join(parent, os.readlink(whole)), links - 1)
     return whole
 
 

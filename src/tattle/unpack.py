@@ -145,7 +145,7 @@ def _unpacked(archive: zipfile.ZipFile) -> Path:
         else:
             return build / "site-packages"
     fault = f"can't unpack botocore: {'; '.join(faults)}"
-    raise TattleError(fault, os.EX_UNAVAILABLE, f"make room or repair it: df {CACHES[0]}")
+    raise TattleError(fault, os.EX_UNAVAILABLE, f"make room or repair it: df {_caches()[0]}")
 
 
 def _unpack(archive: zipfile.ZipFile, build: Path) -> None:

@@ -86,16 +86,23 @@ class TestIamPolicy:
         assert statement["Resource"] == recipe.PLACEHOLDER
 
     @pytest.mark.parametrize(
-        ("place", "arn"),
+        ("place", "buses", "resource"),
         [
-            (("aws", "eu-west-1", A), f"arn:aws:events:eu-west-1:{A}:event-bus/default"),
-            (("aws-cn", "cn-north-1", A, "x"), f"arn:aws-cn:events:cn-north-1:{A}:event-bus/x"),
-            (("aws", "eu-west-1", A, ELSEWHERE), ELSEWHERE),
+            (("aws", "eu-west-1", A), [""], f"arn:aws:events:eu-west-1:{A}:event-bus/default"),
+            (("aws-cn", "cn-north-1", A), ["x"], f"arn:aws-cn:events:cn-north-1:{A}:event-bus/x"),
+            (("aws", "eu-west-1", A), [ELSEWHERE], ELSEWHERE),
+            (
+                ("aws", "eu-west-1", A),
+                ["x", ELSEWHERE],
+                [f"arn:aws:events:eu-west-1:{A}:event-bus/x", ELSEWHERE],
+            ),
         ],
     )
-    def test_it_is_filled_in_for_an_instance(self, place: tuple[str, ...], arn: str) -> None:
-        filled = json.loads(recipe.iam_policy(*place))
-        assert [one["Resource"] for one in filled["Statement"]] == [arn]
+    def test_it_is_filled_in_for_an_instance(
+        self, place: tuple[str, str, str], buses: list[str], resource: object
+    ) -> None:
+        filled = json.loads(recipe.iam_policy(*place, buses))
+        assert [one["Resource"] for one in filled["Statement"]] == [resource]
         filled["Statement"][0]["Resource"] = recipe.PLACEHOLDER
         assert filled == json.loads(recipe.text("iam-policy.json"))
 

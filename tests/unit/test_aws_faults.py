@@ -3,10 +3,14 @@ a credential; and `tattle check` says the same."""
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,6 +27,7 @@ from standins.imds import (
     role_credentials,
 )
 from tattle.delivery import events
+from tattle.delivery.aws import ASSUME
 from tattle.delivery.config import Config
 from tattle.delivery.events import Publisher
 from tattle.errors import TattleError
@@ -112,7 +117,7 @@ FAULTS = [
         for path in (CREDENTIALS_PATH, ROLE_PATH)
     ),
     imds("rubbish", ROLE_PATH, "no credentials: IMDS at .*", 77),
-    imds("empty", ROLE_PATH, "no credentials: IMDS at .* answers 200"),
+    imds("empty", ROLE_PATH, "no credentials: IMDS at .* malformed ones", 77),
     imds("rubbish", CREDENTIALS_PATH, "no credentials: IMDS at .*", 77),
     credentials("AssumeRoleUnauthorizedAccess: EC2 cannot assume", ROLE_NOT_ASSUMABLE),
     *(malformed(**{key: None}) for key in ("AccessKeyId", "SecretAccessKey", "Token")),
@@ -266,3 +271,51 @@ def test_imds_is_asked_directly_whatever_proxy_a_shell_has_set(
     with pytest.raises(TattleError, match=r"EventBridge can't be reached: .*proxy"):
         send()
     assert ROLE_PATH in [request.path for request in imds.requests()]
+    monkeypatch.setenv("no_proxy", "*")
+    send()
+    assert os.environ["no_proxy"] == "*"
+
+
+class Sts(http.server.BaseHTTPRequestHandler):
+    """Refuses everything, as STS does: https://docs.aws.amazon.com/STS/latest/APIReference/"""
+
+    def do_POST(self) -> None:
+        body = (
+            b"<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>"
+            b"<Message>not authorized to perform: sts:AssumeRole</Message></Error></ErrorResponse>"
+        )
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_fault_of_sts_is_not_called_eventbridges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(
+        "[profile other]\nrole_arn = arn:aws:iam::012345678901:role/other\n"
+        "credential_source = Ec2InstanceMetadata\nregion = us-east-1\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sts) as sts:
+        threading.Thread(target=sts.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{sts.server_port}")
+        with pytest.raises(TattleError, match=r"^STS: AccessDenied: not authorized") as denied:
+            send()
+        assert (denied.value.status, denied.value.advice) == (77, ASSUME)
+        sts.shutdown()
+    with pytest.raises(TattleError, match=r"^STS can't be reached: .*Could not connect") as away:
+        send()
+    assert away.value.status == 69
+
+
+def test_a_tag_may_be_empty(imds: Imds) -> None:
+    imds.set(tags={"Name": ""})
+    publisher = Publisher(Config(), TIMEOUT)
+    assert (publisher.tag("Name"), publisher.tag("Other")) == ("", None)

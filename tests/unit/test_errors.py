@@ -25,10 +25,14 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("advice", ADVICE)
-@pytest.mark.parametrize("user", [0, 1000])
+@pytest.mark.parametrize(("user", "by_sudo"), [(0, False), (0, True), (1000, False)])
 def test_an_advice_is_for_who_reads_it(
-    advice: str, user: int, monkeypatch: pytest.MonkeyPatch
+    advice: str, user: int, by_sudo: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Under sudo that is a shell which is not root's."""
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(sys, "argv", ["/opt/tattle"])
-    assert runnable(advice) == ADVICE[advice][user > 0]
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    if by_sudo:
+        monkeypatch.setenv("SUDO_UID", "1000")
+    assert runnable(advice) == ADVICE[advice][user > 0 or by_sudo]

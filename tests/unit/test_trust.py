@@ -62,7 +62,7 @@ def test_what_does_not_exist_or_never_ends_is_an_error_of_the_system(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises((OSError, RecursionError)):
+    with pytest.raises(OSError, match=r"No such file|Too many levels"):
         trusted(str(tmp_path / name))
 
 

@@ -10,6 +10,7 @@ import os
 import pwd
 import ssl
 import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 
 from botocore import exceptions
@@ -35,9 +36,10 @@ NO_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
     exceptions.MetadataRetrievalError,
 )
-ROLE = "iam-role"  # the instance's, as botocore names it; and as a profile names it:
-FROM_IMDS = (ROLE, "Ec2InstanceMetadata")
+ROLE = "iam-role"  # botocore's provider of the instance's role
+FROM_IMDS = (ROLE, "Ec2InstanceMetadata")  # the latter is a profile's credential_source
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
+ASSUME = "the trust policy of the role in root's ~/.aws/config must name this instance's role"
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
 CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
 NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
@@ -68,9 +70,11 @@ def aws_session() -> tuple[AwsSession, Imds]:
         session.user_agent_extra = f"tattle/{__version__}"
         session.set_config_variable("ec2_metadata_v1_disabled", True)
         imds = Imds(session)
-        # Else botocore asks IMDS for the credentials through the shell's HTTP proxy.
-        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        os.environ["no_proxy"] = f"{direct},{urllib.parse.urlsplit(imds.url).netloc}"
+        host = urllib.parse.urlsplit(imds.url).netloc
+        if not urllib.request.proxy_bypass(host):
+            # botocore would ask for the credentials through the proxy that a shell has set.
+            others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+            os.environ["no_proxy"] = f"{others},{host}"
         return session, imds
 
 
@@ -101,16 +105,15 @@ def refuse_foreign_files(session: AwsSession) -> None:
 
 def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
     """Return botocore's credentials, from wherever it has them. Raises TattleError."""
-    with faults(imds):
+    with faults(imds, "STS"):
         try:
             credentials = session.get_credentials()
-        except (ValueError, TypeError) as error:  # botocore believes what IMDS says
-            raise exceptions.CredentialRetrievalError(
-                provider=ROLE, error_msg=str(error)
-            ) from error
-        if credentials is None:
-            raise exceptions.NoCredentialsError
-        parts = credentials.get_frozen_credentials()  # of STS, for some
+            if credentials is None:
+                raise exceptions.NoCredentialsError
+            parts = credentials.get_frozen_credentials()  # of STS, for some
+        except (ValueError, TypeError, RuntimeError) as error:  # botocore does not validate them
+            reason = str(error)
+            raise exceptions.CredentialRetrievalError(provider=ROLE, error_msg=reason) from error
         if not all(map(sendable, (parts.access_key, parts.token or "none"))):
             method = credentials.method
             raise exceptions.CredentialRetrievalError(provider=method, error_msg="not printable")
@@ -137,27 +140,28 @@ def configuring() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def faults(imds: Imds | None = None, bus: str = "") -> Iterator[None]:
-    """Turn what botocore raises into what a person can act on."""
+def faults(imds: Imds | None = None, service: str = "EventBridge") -> Iterator[None]:
+    """Turn what botocore raises about a service of AWS's into what a person can act on."""
     try:
         yield
     except exceptions.ClientError as error:
         said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
         code = said.get("Code", "")
-        service = service_name(bus) if error.operation_name == "PutEvents" else error.operation_name
         message = f"{service}: {code or http}: {redacted(said.get('Message'))}"
-        raise TattleError(message, exit_status(code, http), advice(code, http)) from error
+        status = exit_status(code, http)
+        assumed = service == "STS" and status == os.EX_NOPERM
+        raise TattleError(message, status, ASSUME if assumed else advice(code, http)) from error
     except NO_CREDENTIALS as error:
         raise no_credentials(error, imds) from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, ResponseParserError) as error:
-        fault = f"EventBridge can't be reached: {error}"
+        fault = f"{service} can't be reached: {error}"
         raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except exceptions.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
 
 
 def no_credentials(error: exceptions.BotoCoreError, imds: Imds | None) -> TattleError:
-    """Return the error for credentials that botocore did not get; of a role's IMDS knows why."""
+    """Return the error for credentials that botocore did not get; IMDS knows of a role's."""
     of_role = (
         isinstance(error, exceptions.NoCredentialsError)
         or error.kwargs.get("provider") in FROM_IMDS

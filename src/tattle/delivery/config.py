@@ -15,6 +15,7 @@ from tattle.errors import TattleError
 from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
+REGION = r"[a-z0-9]+(-[a-z0-9]+)+"
 # PutEventsRequestEntry, but for the region: there will be others
 BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
 
@@ -59,9 +60,8 @@ def load(path: str = PATH) -> Config:
         raise _error(path, number, "not UTF-8") from None
     except OSError as error:
         raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG, f"ls -l {path}") from error
-    except TattleError as error:
-        fault = str(error) if str(error).startswith(path) else f"{path}: {error}"
-        raise TattleError(fault, os.EX_CONFIG, error.advice) from error
+    except TattleError as error:  # trusted() may name a folder or a link's target
+        raise TattleError(str(error), os.EX_CONFIG, error.advice) from error
 
 
 def parse(text: str, path: str = PATH) -> Config:
@@ -156,7 +156,7 @@ def _bus(value: str) -> str:
 
 
 def _fields(value: str) -> tuple[str, ...]:
-    fields = tuple(re.split(r"[,\s]+", " ".join(value.split())))
+    fields = tuple(re.split(r"[,\s]+", value.strip()))
     known = {**FROM_SESSION, **FROM_SSHD, **FROM_INSTANCE}
     for field in fields:
         if field not in known and not re.fullmatch(r"tag:[^\x00-\x1f\x7f]+", field):
@@ -165,7 +165,7 @@ def _fields(value: str) -> tuple[str, ...]:
 
 
 def _region(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", value):
+    if not re.fullmatch(REGION, value):
         raise ValueError("a region looks like us-east-1")
     return value
 

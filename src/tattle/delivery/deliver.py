@@ -24,7 +24,7 @@ from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.leave import leave_login
 from tattle.delivery.pamd import trusts_sshd
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
-from tattle.errors import TattleError, log
+from tattle.errors import TattleError, defect, log
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
@@ -50,23 +50,23 @@ BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 BACKLOG = 60.0  # seconds: a record that has waited longer is worth a line in the log
-AGAIN = "again"  # argument: it has been unpacked. If the front door can't use that, don't repeat it
+AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 
 def main(arguments: list[str]) -> int:
     """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
     leave_login()
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
-    if not from_archive():
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    elif AGAIN not in arguments:
-        # Nothing is unpacked, or the front door could not use it.
-        with contextlib.suppress(TattleError):  # it comes up again below, and is kept as the fault
-            repair()
-            unpack()
-            begin_anew(AGAIN)
     status = os.EX_UNAVAILABLE
     try:
+        if not from_archive():
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        elif AGAIN not in arguments:
+            # Nothing is unpacked, or the front door could not use it.
+            with contextlib.suppress(TattleError):  # raised again below, and kept as the fault
+                repair()
+                unpack()
+                begin_anew(AGAIN)
         spool = Spool(arguments[1])
         if not become_next(spool):
             os._exit(0)
@@ -89,7 +89,7 @@ def is_given_up(spool: Spool) -> bool:
     fault, names = last(spool), spool.waiting()
     if not fault or not fault.gave_up or not names or spool.holds(WAKE):
         return False
-    return accepted_at(names[-1]) < fault.time
+    return accepted_at(names[-1]) < fault.time < time.time()  # else the clock was set back
 
 
 def deliver_until_empty(spool: Spool) -> bool:
@@ -174,10 +174,11 @@ class Deliverer:
             self.remove_delivered()
             with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
                 publisher = self.current_publisher()
+                publisher.prepared_client()
             self.send(names, publisher)
         except TattleError as error:
             self.kept_back = error
-        except Exception as error:  # a defect must not take the next event's deliverer with it
+        except Exception as error:  # one that nobody expected must not end the deliverer
             self.kept_back = defect(error)
         if self.kept_back and self.kept_back.status != os.EX_TEMPFAIL:
             self.publisher = None  # files, role or network: ask again when trying again
@@ -255,7 +256,7 @@ class Deliverer:
         session = parse(record)
         whole = record.endswith(b"\0") and "TATTLE_BOOT" in session.context
         if not whole or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
-            raise TattleError("a torn record", os.EX_DATAERR)
+            raise TattleError("an incomplete record", os.EX_DATAERR)
         return session
 
     def set_aside(self, name: str, reason: str) -> None:
@@ -340,7 +341,9 @@ class Deliverer:
 
     def keep_fault(self, error: TattleError, gave_up: bool) -> None:
         """Keep and log what keeps events back; the same fault is logged once."""
-        if self.fault is None or str(error) != str(self.fault):
+        if self.fault is None:
+            self.delivered = 0  # what had not waited
+        if self.fault is None or without_digits(error) != without_digits(self.fault):
             if repair():
                 begin_anew()
             log(f"events wait in the spool: {error}")
@@ -354,6 +357,7 @@ class Deliverer:
         if self.fault or late:
             log(f"delivering again: {self.delivered} events that had waited are sent")
         self.fault = None
+        self.delivered = 0
         for spool in self.spools:
             forget(spool)
 
@@ -363,13 +367,12 @@ def resend_pauses() -> Iterator[float]:
     return (RESEND_AFTER * 2**count for count in itertools.count())
 
 
+def without_digits(error: TattleError) -> str:
+    """Return an error's message without what changes with every try, such as a time."""
+    return re.sub("[0-9]+", "", str(error))
+
+
 def too_slow() -> TattleError:
     """Return the error for an IMDS or STS whose answers never end."""
     fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
     return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")
-
-
-def defect(error: Exception) -> TattleError:
-    """Return the error for an exception that nobody expected."""
-    advice = "please report it, with the output of: tattle --debug"
-    return TattleError(f"a defect: {type(error).__name__}: {error}", os.EX_SOFTWARE, advice)

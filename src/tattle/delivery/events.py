@@ -40,7 +40,7 @@ from tattle.errors import TattleError
 from tattle.login.pam import Session
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
-# What can happen to a request that was sent
+# Errors after which a request may have been received
 CONNECTION_LOST = (
     exceptions.ConnectionClosedError,
     exceptions.ReadTimeoutError,
@@ -61,7 +61,7 @@ class Result(NamedTuple):
 
 
 class Publisher:
-    """EventBridge and the instance whose events it is told, for one configuration."""
+    """Sends this instance's events to EventBridge, by one configuration."""
 
     def __init__(self, config: Config, timeout: float) -> None:
         """Find out who and where this instance is. timeout in seconds. Raises TattleError."""
@@ -84,13 +84,18 @@ class Publisher:
                 config=ClientConfig(
                     connect_timeout=self.timeout,
                     read_timeout=self.timeout,
-                    # The caller tries again, who knows what may have arrived.
+                    # The caller tries again: it knows what may have arrived.
                     retries={"mode": "standard", "total_max_attempts": 1},
                     proxies=proxies(self.config),
                     use_fips_endpoint=self.config.use_fips,
                     use_dualstack_endpoint=self.config.use_dualstack,
                 ),
             )
+
+    def prepared_client(self) -> Any:
+        """Return the client, once IMDS or STS has given credentials. Raises TattleError."""
+        find_credentials(self.aws, self.imds)
+        return self.client
 
     def entry(self, session: Session, trusts_sshd: Callable[[Session], bool]) -> Entry:
         """Return the PutEvents entry for a session event; trusts_sshd is detail()'s.
@@ -122,9 +127,8 @@ class Publisher:
         arrived.
         """
         bus = entries[0].get("EventBusName", "")
-        find_credentials(self.aws, self.imds)
-        client = self.client
-        with faults(self.imds, bus):
+        client = self.prepared_client()
+        with faults(self.imds, service_name(bus)):
             try:
                 answer = client.put_events(Entries=entries)
                 results = [
@@ -183,14 +187,14 @@ class Publisher:
             if not domain:
                 return None
             if self._wants("dualstack"):
-                fault = f"nobody knows {self.region}'s dual-stack name yet"
+                fault = f"no dual-stack endpoint is known for {self.region}"
                 raise TattleError(fault, os.EX_CONFIG, f"set `endpoint-url` in {PATH}") from None
             service = "events-fips" if self._wants("fips") else "events"
             return f"https://{service}.{self.region}.{domain}"
         return None
 
     def _wants(self, variant: str) -> bool:
-        ours = {"fips": self.config.use_fips, "dualstack": self.config.use_dualstack}[variant]
+        ours = getattr(self.config, f"use_{variant}")
         return bool(
             self.aws.get_config_variable(f"use_{variant}_endpoint") if ours is None else ours
         )
@@ -222,9 +226,9 @@ def _was_sent(error: BaseException | None) -> bool:
 
 def _refusal(result: dict[str, str], bus: str) -> TattleError | None:
     """Return why EventBridge did not take one entry: PutEventsResultEntry."""
-    code = result.get("ErrorCode") or ""
-    if not code and result.get("EventId"):
-        return None
+    code = result.get("ErrorCode")
+    if not code:
+        return None if result.get("EventId") else Unanswered("unexpected response")
     message = (
         f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
     )

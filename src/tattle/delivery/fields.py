@@ -40,12 +40,13 @@ def detail(
     set what sshd says of the connection.
     """
     values: dict[str, object] = {}
+    trusted = any(field in FROM_SSHD for field in fields) and trusts_sshd(session)
     for field in fields:
         if field.startswith("tag:"):
             value: object = tag(field[4:])
             value = ABSENT if value is None else value
         elif field in FROM_SSHD:
-            value = FROM_SSHD[field](session) if trusts_sshd(session) else None
+            value = FROM_SSHD[field](session) if trusted else None
         elif field in FROM_INSTANCE:
             value = document.get(FROM_INSTANCE[field])
         else:

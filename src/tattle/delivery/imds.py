@@ -19,6 +19,7 @@ from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 from urllib3.exceptions import TimeoutError as SomeTimeout
 
+from tattle.delivery.config import REGION
 from tattle.errors import TattleError
 
 TIMEOUT = 1  # seconds for a connection, and for an answer
@@ -52,7 +53,7 @@ FAULTY = "try again; if it stays so, look at what answers at that address"
 NEEDED = {
     "accountId": r"[0-9]{12}",
     "instanceId": r"[\w-]+",
-    "region": r"[a-z0-9]+(-[a-z0-9]+)+",
+    "region": REGION,
 }
 CREDENTIALS = ("AccessKeyId", "SecretAccessKey", "Token")
 
@@ -135,7 +136,7 @@ class Imds:
         answer = self._answer(method, f"{self.url.rstrip('/')}/{path}", headers)
         if answer.status == 404:
             return None
-        if answer.status != 200 or not answer.data:
+        if answer.status != 200:
             self._token = ""  # if it has expired, the next one won't have
             fault, advice = f"answers {answer.status} to {method} {_short(path)}", FAULTY
             if answer.status == 403:
@@ -170,7 +171,7 @@ class Imds:
 
 def is_final(answer: BaseHTTPResponse) -> bool:
     """Tell whether to ask again is of no use."""
-    return bool(answer.data) if answer.status == 200 else answer.status < 500
+    return answer.status < 500
 
 
 def sendable(text: object) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from tattle.errors import TattleError, log
-from tattle.login.spool import DELIVERER, NEXT, Spool
+from tattle.login.spool import DELIVERER, EMERGENCY_PATH, NEXT, PATH, Spool
 
 BEAT_SECONDS = 1.0  # between two signs of life
 # More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
@@ -26,6 +26,7 @@ DEAD_AFTER = {DELIVERER: 60.0, NEXT: 5.0}
 # may have to look through a large spool on a slow disk.
 TURN_SECONDS = 30.0
 POLL_SECONDS = 0.1  # between two looks of who is next
+SPOOLS = {PATH.encode(), EMERGENCY_PATH.encode()}
 END_SECONDS = 5.0  # for a killed process to be gone
 
 
@@ -74,6 +75,7 @@ class Heartbeat:
                 self._deadline = math.inf
                 self.turn()
         except TimeUp:
+            self._deadline = math.inf  # if it came within the finally clause
             raise error from None
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
@@ -168,10 +170,10 @@ def holders(spool: Spool, name: str) -> list[int]:
 
 
 def _end(pid: int, process: int, spool: Spool, name: str) -> bool:
-    """End the process if it is a deliverer of this spool; tell whether it is one."""
+    """End the process if it is a deliverer; tell whether it is one."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         command = file.read().split(b"\0")
-    if not {b"deliver", spool.path.encode()} <= {*command}:
+    if b"deliver" not in command or not SPOOLS & {*command}:  # it may hold both
         log(f"process {pid}, which is not tattle, holds the lock of {spool.path}: events wait")
         return False
     seconds = DEAD_AFTER[name]

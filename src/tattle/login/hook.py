@@ -4,6 +4,7 @@ Runs as root, with an environment, limits and a folder that a user may have chos
 waits for every millisecond: nothing is imported here but what the interpreter has loaded by then.
 """
 
+import _signal  # type: ignore[import-not-found]  # signal itself takes milliseconds
 import posix
 import sys
 import time
@@ -18,6 +19,7 @@ LONGEST_WAIT_SECONDS = 600.0
 TIMER_SLACK_NS = b"50000"  # the kernel's own
 POLL_SECONDS = 0.005  # between two looks while --wait waits
 LIMITS = (b"Max cpu time ", b"Max file size ", b"Max data size ", b"Max address space ")
+FROM_TERMINAL = (1, 2, 3, 20)  # SIGHUP, SIGINT, SIGQUIT, SIGTSTP
 # All signals but SIGKILL and SIGSTOP, and glibc's own two
 SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
 
@@ -37,23 +39,23 @@ def main(arguments: "list[str]") -> int:
 
 def report(error: Exception) -> int:
     """Log what went wrong; return the exit status."""
-    from tattle.errors import TattleError, log, one_line
+    from tattle.errors import TattleError, defect, log, one_line
 
-    known = isinstance(error, TattleError)
-    message = str(error) if known else f"a defect: {type(error).__name__}: {error}"
-    log(message)
-    # Under PAM nobody sees this; in a shell, with PAM_SERVICE exported, somebody does.
-    advice = f" → {error.advice}" if isinstance(error, TattleError) else ""
+    known = error if isinstance(error, TattleError) else defect(error)
+    log(str(known))
     try:
-        posix.write(2, f"tattle: {one_line(message)}{advice}\n".encode())
+        # Under PAM nobody sees this; in a shell, with PAM_SERVICE exported, somebody does.
+        posix.write(2, f"tattle: {one_line(str(known))} → {known.advice}\n".encode())
     except OSError:
         pass
-    return error.status if isinstance(error, TattleError) else posix.EX_SOFTWARE
+    return known.status
 
 
 def run(arguments: "list[str]") -> int:
     """Do as main() says; return the exit status. Raises TattleError."""
     posix.umask(0o077)
+    for number in FROM_TERMINAL:  # a user of su need not have permission to send those
+        _signal.signal(number, _signal.SIG_IGN)
     if posix.geteuid() == 0:
         posix.setresgid(0, 0, 0)  # su keeps the caller's real ids
         posix.setresuid(0, 0, 0)
@@ -199,11 +201,19 @@ def start_deliverer(spool: Spool) -> None:
 
 def reset_timer_slack() -> None:
     """Let sleeps end in time: a caller's timer slack, which su hands on, can be years."""
+    write("/proc/self/timerslack_ns", TIMER_SLACK_NS)
+
+
+def write(path: str, value: bytes) -> None:
+    """Write to a file of the kernel's, if it is there and ours to write. Make none."""
     try:
-        with open("/proc/self/timerslack_ns", "wb", 0) as file:
-            file.write(TIMER_SLACK_NS)
+        fd = posix.open(path, posix.O_WRONLY)
+        try:
+            posix.write(fd, value)
+        finally:
+            posix.close(fd)
     except OSError:
-        pass  # a kernel without it
+        pass
 
 
 def seconds_to_wait(arguments: "list[str]") -> float:
@@ -219,7 +229,8 @@ def seconds_to_wait(arguments: "list[str]") -> float:
                 raise ValueError
         except ValueError:  # a mistake in the PAM line must not cost the event
             seconds = 0.0
-            log(f"ignored on the PAM line: {argument!r}, expected --wait[=SECONDS], at most 600")
+            expected = f"expected --wait[=SECONDS], at most {LONGEST_WAIT_SECONDS:.0f}"
+            log(f"ignored on the PAM line: {argument!r}, {expected}")
     return seconds
 
 

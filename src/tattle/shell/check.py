@@ -92,10 +92,12 @@ def findings(sending: bool) -> list[Finding]:
     end = time.monotonic() + PROBE_SECONDS
     for name, thread in threads.items():
         thread.join(max(0.0, end - time.monotonic()))
-        if thread.is_alive():  # all but the look-up of a name has a time-out of its own
-            message = f"no result within {PROBE_SECONDS:.0f} s"
-            advice = "look at the name servers in /etc/resolv.conf: does one not answer?"
-            found[name].append(Finding(next_id(name, found[name]), ERROR, message, advice))
+        if thread.is_alive():
+            message, id_ = f"no result within {PROBE_SECONDS:.0f} s", next_id(name, found[name])
+            advice = "security group, route, VPC endpoint? Something does not answer"
+            if id_ == "name":
+                advice = "look at the name servers in /etc/resolv.conf: does one not answer?"
+            found[name].append(Finding(id_, ERROR, message, advice))
     return [finding for name in probes for finding in with_skipped(name, list(found[name]))]
 
 

@@ -9,9 +9,9 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tattle.errors import TattleError, one_line, runnable
+from tattle.errors import TattleError, defect, one_line, runnable
 from tattle.unpack import repair, unpack
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ NO_ID = "00000000-0000-0000-0000-000000000000"  # EventBridge gives each event i
 NO_ACCOUNT = "000000000000"  # where `resource` is set, and is no ARN
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Do what the command line says and return the exit status."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us: >&-
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
-def run(arguments: list[str] | None) -> int:
+def run(arguments: list[str]) -> int:
     """Do as main() says; raises BrokenPipeError."""
     grammar = parser()
     options = grammar.parse_args(arguments)
@@ -60,7 +60,7 @@ def run(arguments: list[str] | None) -> int:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.DEBUG)
     try:
-        return int(attempt(options))
+        return attempt(options)
     except TattleError as error:
         print_error(error)
         return error.status
@@ -69,9 +69,7 @@ def run(arguments: list[str] | None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        fault = f"a defect: {type(error).__name__}: {error}"
-        advice = "please report it, with the output of: tattle --debug"
-        print_error(TattleError(fault, os.EX_SOFTWARE, advice))
+        print_error(defect(error))
         return os.EX_SOFTWARE
 
 
@@ -81,10 +79,10 @@ def print_error(error: TattleError) -> None:
     print(f"tattle: {one_line(str(error))}{advice}", file=sys.stderr, flush=True)
 
 
-def attempt(options: argparse.Namespace) -> Any:
+def attempt(options: argparse.Namespace) -> int:
     """Run the command; if it fails over a damaged unpacked build, begin anew."""
     try:
-        return options.command(options)
+        return int(options.command(options))
     except Exception:
         begin_anew_if_damaged()
         raise
@@ -109,8 +107,8 @@ def parser() -> Parser:
         " [--wait[=SECONDS]]. With --wait the login waits until EventBridge has the event, 5 s at"
         " most or as many seconds as are given.",
     )
-    top.add_argument("--version", action="store_true", help="say which build of it this is")
-    top.add_argument("--debug", action="store_true", help="say what happens on the way")
+    top.add_argument("--version", action="store_true", help="print version and build")
+    top.add_argument("--debug", action="store_true", help="log requests and settings")
     top.add_argument(
         "--dry-run", action="store_true", help="print the smoke test's event, send nothing"
     )
@@ -124,7 +122,7 @@ def parser() -> Parser:
         epilog="Exit status: 0 all is well, 1 something is wrong, 2 there are only warnings.",
     )
     checking.add_argument("--send", action="store_true", help="publish an event, too")
-    checking.add_argument("--json", action="store_true", help="for machines")
+    checking.add_argument("--json", action="store_true", help="print JSON")
     checking.set_defaults(command=check)
     recipes = commands.add_parser("recipe", help="list the recipes, or print one")
     recipes.add_argument("name", nargs="?", metavar="NAME", help="the recipe to print")
@@ -248,10 +246,10 @@ def own_iam_policy() -> str:
         from tattle.delivery.aws import arn, aws_session
         from tattle.delivery.config import load
 
-        bus = load().event_bus or "default"
+        buses = load().buses()
         session, imds = aws_session()
         _, partition, _, region, account, _ = arn(session, imds, imds.identity()).split(":")
     except TattleError as error:
         print(f"tattle: put in your region and account: {one_line(str(error))}", file=sys.stderr)
         return recipes.text(recipes.IAM_POLICY)
-    return recipes.iam_policy(partition, region, account, bus)
+    return recipes.iam_policy(partition, region, account, buses)

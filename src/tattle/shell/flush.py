@@ -42,7 +42,7 @@ def main() -> int:
         for spool in spools:
             if waiting[spool]:
                 if starting:
-                    start_deliverer(spool)  # if nobody is next: it may have died meanwhile
+                    start(spool)  # if nobody is next: it may have died meanwhile
                 cause = cause or reason(spool)
             gone = waiting[spool] - {*spool.waiting()}
             set_aside = sum(spool.holds(f"{REJECTED}/{name}") for name in gone)
@@ -74,6 +74,15 @@ def open_spools() -> list[Spool]:
                 fault = f"can't use {path}: {error.strerror}"
                 raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check") from error
     return spools
+
+
+def start(spool: Spool) -> None:
+    """Start a deliverer. Raises TattleError."""
+    try:
+        start_deliverer(spool)
+    except OSError as error:
+        fault = f"can't start a deliverer, the event waits for the next login: {error}"
+        raise TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check") from error
 
 
 def reason(spool: Spool) -> TattleError | None:

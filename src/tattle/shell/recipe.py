@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 
 from tattle.errors import TattleError
@@ -69,10 +70,12 @@ def text(name: str) -> str:
     return (importlib.resources.files("tattle") / "recipes" / name).read_text("utf-8")
 
 
-def iam_policy(partition: str, region: str, account: str, bus: str = "default") -> str:
+def iam_policy(partition: str, region: str, account: str, buses: list[str]) -> str:
     """Return iam-policy.json for an instance's own place: `aws`, `us-east-1`, 12 digits.
 
-    bus is a name, or the ARN of a bus elsewhere.
+    A bus is a name, "" for the default one, or the ARN of a bus elsewhere.
     """
-    own = f"arn:{partition}:events:{region}:{account}:event-bus/{bus}"
-    return text(IAM_POLICY).replace(PLACEHOLDER, bus if bus.startswith("arn:") else own)
+    own = f"arn:{partition}:events:{region}:{account}:event-bus"
+    arns = [bus if bus.startswith("arn:") else f"{own}/{bus or 'default'}" for bus in buses]
+    resource = json.dumps(arns[0] if len(arns) == 1 else arns)
+    return text(IAM_POLICY).replace(f'"{PLACEHOLDER}"', resource)

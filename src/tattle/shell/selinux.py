@@ -18,19 +18,19 @@ RESTORE = (f"restorecon -Ri {' '.join(TYPES)}",)
 INSTALL = ("tattle recipe tattle.cil > tattle.cil", "semodule -i tattle.cil", *RESTORE)
 
 
-class Finding(NamedTuple):
+class Problem(NamedTuple):
     message: str
     commands: tuple[str, ...]
 
 
-def finding(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Finding | None:
+def finding(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Problem | None:
     """Return what SELinux is in the way of, None if it is not. Needs root."""
     if mode(selinux) != "enforcing":
         return None
     if not module_loaded(selinux):
-        return Finding("SELinux is enforcing and lets no login program use tattle", INSTALL)
+        return Problem("SELinux is enforcing and lets no login program use tattle", INSTALL)
     wrong = ", ".join(path for path in types if label(path) not in (None, types[path]))
-    return Finding(f"SELinux is enforcing; wrong label: {wrong}", RESTORE) if wrong else None
+    return Problem(f"SELinux is enforcing; wrong label: {wrong}", RESTORE) if wrong else None
 
 
 def mode(selinux: Path = SELINUX) -> str:
