@@ -307,6 +307,8 @@ class TestDeployment:
         self, moto_server: Moto, tmp_path: Path
     ) -> None:
         """With the AWS CLI that the tests have: one stack without a capability, one with."""
+        cloudformation = moto_server.client("cloudformation")
+        cloudformation.list_stacks()  # loads much of moto: longer than the CLI may wait
         aws = f'aws() {{ "{VENV}/python" -m awscli --endpoint-url "$MOTO" "$@"; }}\n'
         done = subprocess.run(
             ["/bin/bash", "-euo", "pipefail", "-c", aws + readme.text("aws")],
@@ -317,7 +319,7 @@ class TestDeployment:
             timeout=120,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        stacks = moto_server.client("cloudformation").describe_stacks()["Stacks"]
+        stacks = cloudformation.describe_stacks()["Stacks"]
         assert {(one["StackName"], one["StackStatus"]) for one in stacks} == {
             ("tattle-role", "CREATE_COMPLETE"),
             ("tattle-mail", "CREATE_COMPLETE"),

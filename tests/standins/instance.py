@@ -203,7 +203,6 @@ class Instance:
     """A context manager: the instance is there while entered.
 
     `artifact`: the hook to install as /usr/local/bin/tattle, a file or a script's text.
-    `spool`: a folder of the machine's to use for /var/spool, for a real disk under it.
     `root`: a folder to use for /, of a debootstrap for one; nothing is written to it.
     """
 
@@ -213,13 +212,10 @@ class Instance:
         self,
         artifact: Path | str | None = None,
         *,
-        spool: Path | None = None,
         root: Path | None = None,
     ) -> None:
-        assert not (spool and root), "either of them"
         self._artifact = artifact
         self._sshd_config: tuple[str, ...] = ()
-        self._spool = spool
         self._other_root = root
         self._closing = ExitStack()
         self._originals: dict[str, bytes | None] = {}  # of files written since the last reset
@@ -267,7 +263,6 @@ class Instance:
                 "/bin/sh",
                 *([] if self._other_root is None else [str(OTHER_ROOT), str(self._other_root)]),
                 *(str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
-                *([] if self._spool is None else [str(self._spool)]),
             ],
             env=ENVIRONMENT,
             cwd="/",

@@ -3,10 +3,10 @@
 # every folder that a login or tattle writes to private and the rest read-only, give the metadata
 # service's addresses to lo, and then adopt and reap orphans until it is killed.
 #
-# usage: instance_setup.sh HOSTNAME BOOT_ID_FILE SYSLOG_SOCKET [SPOOL_FOLDER]
+# usage: instance_setup.sh HOSTNAME BOOT_ID_FILE SYSLOG_SOCKET
 # Prints its process id as seen from outside, then "ready".
 set -eu
-hostname=$1 boot_id=$2 syslog=$3 spool=${4-}
+hostname=$1 boot_id=$2 syslog=$3
 
 read -r pid _ </proc/self/stat # this is still the outer /proc
 echo "$pid"
@@ -48,12 +48,7 @@ cp -a /etc/. /mnt
 mount --move /mnt /etc
 
 mount -o remount,bind,ro /
-if [ -n "$spool" ]; then
-    mount --bind "$spool" /var/spool
-else
-    mount -t tmpfs -o mode=755 tmpfs /var/spool
-fi
-for folder in /home /run /var/cache /var/log /usr/local/bin; do
+for folder in /home /run /var/spool /var/cache /var/log /usr/local/bin; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
 mount -t tmpfs -o mode=700 tmpfs /root
