@@ -11,6 +11,7 @@ from standins.instance import Hook, Instance
 from support import ARTIFACT
 
 PER_SECOND = 10
+HOOKS = 20
 CALL_SECONDS = 0.02  # that EventBridge takes for one
 
 
@@ -44,8 +45,9 @@ def cpu_seconds(seconds: float) -> tuple[float, float]:
     return statistics.mean(hooks) + delivering / len(hooks), statistics.mean(bare)
 
 
-def drained_per_second(records: int) -> float:
-    """Events a second while so many waiting records go out, which a login starts."""
+def backlog(records: int) -> tuple[list[float], float]:
+    """The seconds that logins wait beside so many waiting records, and events a second while these
+    go out."""
     with Instance(ARTIFACT) as box, box.session() as session:
         session.hook()  # unpacks
         come_to_rest(box)
@@ -55,7 +57,9 @@ def drained_per_second(records: int) -> float:
             (first,) = box.spool()
             for number in range(1, records):
                 os.link(spool / first, spool / f"{int(first[:20]) + number:020d}-1")
+            waits = [session.run(Hook())[0].seconds for _ in range(HOOKS)]
         began = time.monotonic()
         session.hook()
-        box.eventbridge.wait_for(records + 2, 600)
-        return (records + 1) / (time.monotonic() - began)
+        sent = records + HOOKS + 1
+        box.eventbridge.wait_for(1 + sent, 600)
+        return waits, sent / (time.monotonic() - began)

@@ -25,6 +25,7 @@ def test_its_tables_have_a_figure_in_every_place(artifact: Path) -> None:
         tables.CPU,
         tables.MEMORY,
         tables.SMOKE_TEST,
+        tables.BESIDE.format(20),
         tables.DRAINED,
     ]
     for what, tattle, *others in beside[1:]:
