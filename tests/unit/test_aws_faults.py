@@ -157,7 +157,9 @@ FAULTS = [
 
 
 def name(fault: Fault) -> str:
-    return f"{dict(fault.imds)}{dict(fault.eventbridge)}{dict(fault.env)} {fault.words}"[:90]
+    settings = {**fault.imds, **fault.eventbridge}
+    parts = [settings.get("fault"), settings.get("fault_path"), *fault.env, fault.words]
+    return " ".join(str(part) for part in parts if part)
 
 
 @pytest.fixture(autouse=True)
