@@ -320,14 +320,18 @@ def without_tattle(box: Instance) -> str:
 
 def no_run_sshd(box: Instance) -> None:
     """/run/sshd is missing where sshd is started by a socket and nobody has come yet: that is no
-    fault of sshd's configuration."""
+    fault of sshd's configuration. Before OpenSSH 9.3 it does not say what that is: a warning."""
     believe_sshd(box)
     box.path("/run/sshd").rmdir()
     try:
-        bad = complaints(box)
+        warned = follow_advice(box)
     finally:
-        box.path("/run/sshd").mkdir(0o755)
-    assert not bad, "; ".join(map(str, bad))
+        box.path("/run/sshd").mkdir(0o755, exist_ok=True)
+    only_warnings(warned)
+
+
+def only_warnings(found: list[Finding]) -> None:
+    assert not [one for one in found if one.severity == "error"], "; ".join(map(str, found))
 
 
 def pam_service_name(box: Instance) -> None:
