@@ -262,27 +262,11 @@ def ssh_keygen(box: Instance, *arguments: str) -> str:
     return succeeds(box.run(["ssh-keygen", *quiet, *passphrase, *arguments]))
 
 
-def sudo(box: Instance) -> None:
-    session_of(box, "sudo", "sudo", ["sudo", "true"], ("root", "ubuntu"))
-
-
-def sudo_login(box: Instance) -> None:
-    session_of(box, "sudo", "sudo-i", ["sudo", "-i", "true"], ("root", "ubuntu"))
-
-
-def su(box: Instance) -> None:
-    session_of(box, "su", "su", ["su", "alice", "-c", "true"], ("alice", "ubuntu"))
-
-
-def su_login(box: Instance) -> None:
-    session_of(box, "su", "su-l", ["su", "-", "alice", "-c", "true"], ("alice", "ubuntu"))
-
-
 def session_of(
-    box: Instance, line_in: str, service: str, command: Sequence[str], people: tuple[str, str]
+    box: Instance, line_in: str, service: str, command: Sequence[str], user: str
 ) -> None:
     """With the PAM line in one service's file and what `check` advises then, a session of that or
-    another service is told once."""
+    another service, which makes `ubuntu` that user, is told once."""
     believe_sshd(box)
     configure_fields(box, EXAMPLE_FIELDS)
     add_line(box, line_in)
@@ -301,7 +285,9 @@ def session_of(
     assert opened.detail["session_id"] == closed.detail["session_id"]
     for entry in (opened, closed):
         assert entry.detail["service"] == service, entry.detail
-        assert (entry.detail["username"], entry.detail["remote_user"]) == people, entry.detail
+        assert (entry.detail["username"], entry.detail["remote_user"]) == (user, "ubuntu"), (
+            entry.detail
+        )
 
 
 def wait(box: Instance) -> None:
@@ -334,14 +320,18 @@ def without_tattle(box: Instance) -> str:
 
 def no_run_sshd(box: Instance) -> None:
     """/run/sshd is missing where sshd is started by a socket and nobody has come yet: that is no
-    fault of sshd's configuration."""
+    fault of sshd's configuration. Before OpenSSH 9.3 it does not say what that is: a warning."""
     believe_sshd(box)
     box.path("/run/sshd").rmdir()
     try:
-        bad = complaints(box)
+        warned = follow_advice(box)
     finally:
-        box.path("/run/sshd").mkdir(0o755)
-    assert not bad, "; ".join(map(str, bad))
+        box.path("/run/sshd").mkdir(0o755, exist_ok=True)
+    only_warnings(warned)
+
+
+def only_warnings(found: list[Finding]) -> None:
+    assert not [one for one in found if one.severity == "error"], "; ".join(map(str, found))
 
 
 def pam_service_name(box: Instance) -> None:
@@ -373,10 +363,10 @@ SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "password": password,
     "kbd-int": keyboard_interactive,
     "fields": fields,
-    "sudo": sudo,
-    "sudo -i": sudo_login,
-    "su": su,
-    "su -": su_login,
+    "sudo": lambda box: session_of(box, "sudo", "sudo", ["sudo", "true"], "root"),
+    "sudo -i": lambda box: session_of(box, "sudo", "sudo-i", ["sudo", "-i", "true"], "root"),
+    "su": lambda box: session_of(box, "su", "su", ["su", "alice", "-c", "true"], "alice"),
+    "su -": lambda box: session_of(box, "su", "su-l", ["su", "-", "alice", "-c", "true"], "alice"),
     "--wait": wait,
     "check": advice,
     "no /run/sshd": no_run_sshd,

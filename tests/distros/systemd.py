@@ -17,6 +17,7 @@ from distros.scenarios import (
     Skipped,
     believe_sshd,
     complaints,
+    only_warnings,
     pair,
     succeeds,
     until,
@@ -210,7 +211,7 @@ def socket_activation(box: Instance) -> None:
         pair(box)
     finally:
         box.run(["systemctl", "stop", "ssh.socket", "ssh.service"])
-    assert not bad, "; ".join(map(str, bad))
+    only_warnings(bad)
 
 
 def install_units(box: Instance) -> list[str]:

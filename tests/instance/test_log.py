@@ -179,12 +179,10 @@ TELLTALE = (
 LEAKS: Mapping[str, dict[str, Any]] = {
     "a telltale answer": {"fault": "access-denied"},
     "a refused entry": {"rejections": [Rejection("", "Evil", TELLTALE)]},
-    "an expired token": {"fault": "expired-token"},
     "rubbish": {"fault": "rubbish"},
     "a connection that breaks": {"fault": "reset"},
     "a clock that is wrong": {"clock_skew": 4000},
     "throttling": {"fault": "throttle"},
-    "a server error": {"fault": 500},
     "nothing wrong": {},
 }
 

@@ -209,6 +209,8 @@ def test_an_identity_that_is_not_to_be_had_is_found_as_such(imds: Imds) -> None:
     (found,) = check_aws.identity(Config())
     assert (found.id, found.severity) == ("identity", "error")
     assert "without region" in found.message
+    (found,) = check_aws.identity(Config(resource="rack 7"))  # not on EC2
+    assert (found.severity, found.message) == ("ok", "rack 7")
 
 
 def test_credentials_that_have_expired_are_found(imds: Imds) -> None:

@@ -74,10 +74,13 @@ BAD_LINES = [
     ("\n[nonsense] ; why\n\n\n", 2, EXPECTED),
     ("\n[a=b]\n\n\n", 2, EXPECTED),
     ("\n[Tattle]\n\n", 2, EXPECTED),
+    ("[DEFAULT]\nsource = a\n", 1, EXPECTED),  # configparser's section of that name is off
     ("\n[service]\n\n", 2, EXPECTED),
     ("\n[service ]\n\n", 2, EXPECTED),
     ("[tattle]\nsource = a\n[service b]\nsource =\n", 4, "service b.*needs a value"),
     ("[service b]\nevent-bus = a b\n", 2, "service b.*event-bus"),
+    ("[service b]\nsource = aws.ec2\n", 2, "service b.*aws"),
+    ("[tattle]\nfields =\n  username\n  usernme\n", 2, "no field 'usernme'"),
     ("[service b]\nregion = us-east-1\n", 2, "are: source, detail-type, event-bus, fields$"),
     ("[tattle]\nsource = a\n  fields = tty\n", 2, "source: goes on in the next line"),
     ("[tattle]\n  use-fips: perhaps\n\n", 2, "true or false"),
