@@ -20,7 +20,7 @@ from tattle.login import hook
 pytestmark = pytest.mark.root
 
 CACHE = "/var/cache/tattle"
-QUICK_SECONDS = 2.0  # a login that waited for nothing, on a busy machine: far below any timeout
+QUICK_SECONDS = 4.0  # a login that waited for nothing, on a busy machine: far below any timeout
 HOOK_MEMORY_KIB = 16 * 1024
 # What the login's path may read of the archive, and what it needs besides to make the spool.
 ON_THE_PATH = {
