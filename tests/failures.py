@@ -230,13 +230,13 @@ FAILURES = (
         findings=("role", "send"),
     ),
     Failure(
-        "no credentials: IMDS at … asked for the credentials of the role … gives none: …",
+        "no credentials: IMDS at … gives no credentials for the role …: …",
         77,
         "the role's trust policy must let ec2.amazonaws.com assume it: tattle recipe iam-role.yaml",
         imds(credentials=ROLE_NOT_ASSUMABLE),
     ),
     Failure(
-        "no credentials: IMDS at … asked for the credentials of the role … gives malformed ones",
+        "no credentials: IMDS at … gives malformed credentials for the role …",
         77,
         REATTACH,
         imds(credentials=role_credentials(Token=None)),

@@ -19,20 +19,20 @@ def trusted(path: str, links: int = LINKS) -> str:
     exchange what is ours. Raises OSError if something does not exist, TattleError if somebody else
     could write.
     """
-    whole = ""
+    resolved = ""
     for part in path.strip("/").split("/"):
-        parent, whole = whole or "/", whole + "/" + part
-        status = os.lstat(whole)
+        parent, resolved = resolved or "/", resolved + "/" + part
+        status = os.lstat(resolved)
         mode = status.st_mode
         sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
         writable = mode & 0o022 and not sticky and not stat.S_ISLNK(mode)
         if status.st_uid not in (0, os.geteuid()) or writable:
-            raise foreign(whole, "belongs to or can be written by somebody else", "go-w")
+            raise foreign(resolved, "belongs to or can be written by somebody else", "go-w")
         if stat.S_ISLNK(mode):
             if not links:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            whole = trusted(os.path.join(parent, os.readlink(whole)), links - 1)
-    return whole
+            resolved = trusted(os.path.join(parent, os.readlink(resolved)), links - 1)
+    return resolved
 
 
 def foreign(path: str, fault: str, mode: str) -> TattleError:

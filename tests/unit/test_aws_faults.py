@@ -63,7 +63,9 @@ def credentials(words: str, given: object) -> Fault:
 
 
 def malformed(**changes: Any) -> Fault:
-    return credentials("role tattle gives malformed ones", role_credentials(**changes))
+    return credentials(
+        "gives malformed credentials for the role tattle", role_credentials(**changes)
+    )
 
 
 def eventbridge(fault: str | int, status: int, words: str) -> Fault:
@@ -117,7 +119,7 @@ FAULTS = [
         for path in (CREDENTIALS_PATH, ROLE_PATH)
     ),
     imds("rubbish", ROLE_PATH, "no credentials: IMDS at .*", 77),
-    imds("empty", ROLE_PATH, "no credentials: IMDS at .* malformed ones", 77),
+    imds("empty", ROLE_PATH, "no credentials: IMDS at .* malformed credentials", 77),
     imds("rubbish", CREDENTIALS_PATH, "no credentials: IMDS at .*", 77),
     credentials("AssumeRoleUnauthorizedAccess: EC2 cannot assume", ROLE_NOT_ASSUMABLE),
     *(malformed(**{key: None}) for key in ("AccessKeyId", "SecretAccessKey", "Token")),

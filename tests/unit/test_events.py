@@ -56,7 +56,7 @@ class OneRecord:
     def remove(self, _: list[str]) -> None:
         raise AssertionError("nothing was sent")
 
-    def reject(self, _: str, reason: str) -> None:
+    def set_aside(self, _: str, reason: str) -> None:
         self.rejected = reason
 
 

@@ -21,7 +21,14 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from tattle import __version__
 from tattle.delivery.config import PATH
-from tattle.delivery.imds import ATTEMPTS, PARTITION, TIMEOUT, IdentityDocument, Imds, sendable
+from tattle.delivery.imds import (
+    ATTEMPTS,
+    PARTITION,
+    TIMEOUT,
+    IdentityDocument,
+    Imds,
+    valid_in_header,
+)
 from tattle.errors import TattleError
 from tattle.trust import trusted
 
@@ -114,7 +121,7 @@ def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
         except (ValueError, TypeError, RuntimeError) as error:  # botocore does not validate them
             reason = str(error)
             raise exceptions.CredentialRetrievalError(provider=ROLE, error_msg=reason) from error
-        if not all(map(sendable, (parts.access_key, parts.token or "none"))):
+        if not all(map(valid_in_header, (parts.access_key, parts.token or "none"))):
             method = credentials.method
             raise exceptions.CredentialRetrievalError(provider=method, error_msg="not printable")
         return credentials

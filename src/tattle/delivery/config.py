@@ -57,7 +57,7 @@ def load(path: str = PATH) -> Config:
         return Config()
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
-        raise _error(path, number, "not UTF-8") from None
+        raise _error_at(path, number, "not UTF-8") from None
     except OSError as error:
         raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG, f"ls -l {path}") from error
     except TattleError as error:  # trusted() may name a folder or a link's target
@@ -71,12 +71,12 @@ def parse(text: str, path: str = PATH) -> Config:
         parser.read_string(text, path)
     except configparser.Error as error:
         number, reason = _unparsable(error)
-        raise _error(path, number, reason) from None
+        raise _error_at(path, number, reason) from None
     config = Config()
     for section in sorted(parser.sections(), key=lambda name: name != "tattle"):
         of_service = re.fullmatch(r"service\s+(\S+)\s*", section)
         if section != "tattle" and not of_service:
-            raise _fault(text, path, section, None, "expected [tattle] or [service NAME]")
+            raise _error_in(text, path, section, None, "expected [tattle] or [service NAME]")
         known = [key for key in KEYS if KEYS[key].per_service or not of_service]
         settings: dict[str, Any] = {}
         for key, value in parser.items(section):
@@ -87,11 +87,11 @@ def parse(text: str, path: str = PATH) -> Config:
                     raise ValueError("goes on in the next line: is that one indented by mistake?")
                 settings[key.replace("-", "_")] = KEYS[key].check(value)
             except ValueError as error:
-                raise _fault(text, path, section, key, str(error)) from None
+                raise _error_in(text, path, section, key, str(error)) from None
         if not of_service:
             config = dataclasses.replace(config, **settings)
         elif of_service[1] in config.services:
-            raise _fault(text, path, section, None, f"[service {of_service[1]}] is there twice")
+            raise _error_in(text, path, section, None, f"[service {of_service[1]}] is there twice")
         else:
             service = dataclasses.replace(config, services={}, **settings)
             config = dataclasses.replace(
@@ -112,7 +112,7 @@ def _unparsable(error: configparser.Error) -> tuple[int, str]:
     return number, f"not understood: {line}"
 
 
-def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> TattleError:
+def _error_in(text: str, path: str, section: str, key: str | None, reason: str) -> TattleError:
     within, where = "", 1
     for number, line in enumerate(text.splitlines(), 1):
         header = configparser.RawConfigParser.SECTCRE.match(line.strip())
@@ -122,10 +122,10 @@ def _fault(text: str, path: str, section: str, key: str | None, reason: str) -> 
         if within == section and (header if key is None else name == key and not header):
             where = number
             break
-    return _error(path, where, f"[{section}]{f' {key}' if key else ''}: {reason}")
+    return _error_at(path, where, f"[{section}]{f' {key}' if key else ''}: {reason}")
 
 
-def _error(path: str, number: int, reason: str) -> TattleError:
+def _error_at(path: str, number: int, reason: str) -> TattleError:
     advice = f"fix that line: sudoedit +{number} {path}"
     return TattleError(f"{path}, line {number}: {reason}", os.EX_CONFIG, advice)
 

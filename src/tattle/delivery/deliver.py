@@ -1,8 +1,8 @@
 """The deliverer: empty the spool, oldest first, until EventBridge has all.
 
-A process of its own, which a hook starts. It leaves the login first, is then next, and then waits
-for the deliverer's lock. No record is removed that EventBridge has not confirmed; what can never be
-sent is set aside.
+A process of its own, which a hook starts. It leaves the login, becomes the one that is next, and
+waits for the deliverer's lock. No record is removed that EventBridge has not confirmed; what can
+never be sent is set aside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tattle.delivery.pamd import trusts_sshd
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
 from tattle.errors import TattleError, defect, log
 from tattle.login.pam import Session, parse
-from tattle.login.spool import EMERGENCY_PATH, FAULT, PATH, WAKE, Spool, accepted_at
+from tattle.login.spool import EMERGENCY_PATH, FAULT, LATE_SECONDS, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ LIFE = 15 * 60.0  # seconds after which a busy deliverer leaves it to a new one
 BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
-BACKLOG = 60.0  # seconds: a record that has waited longer is worth a line in the log
 AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 
@@ -141,7 +140,7 @@ class Deliverer:
             if 0 < len(names) < BATCH and since_call < GATHER:
                 time.sleep(GATHER - since_call)
                 names = self.waiting()
-            late = late or (bool(names) and time.time() - accepted_at(names[0]) > BACKLOG)
+            late = late or (bool(names) and time.time() - accepted_at(names[0]) > LATE_SECONDS)
             if not names:
                 self.recovered(late)
                 late = False
@@ -262,7 +261,7 @@ class Deliverer:
     def set_aside(self, name: str, reason: str) -> None:
         """Put what can never be sent out of the way; failing that, leave it alone from now on."""
         try:
-            self.spool_of[name].reject(name, reason)
+            self.spool_of[name].set_aside(name, reason)
         except OSError as error:
             self.stuck.add(name)
             log(f"can't set aside {name} ({reason}): {error}")

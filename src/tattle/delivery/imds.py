@@ -17,7 +17,7 @@ from botocore.session import Session
 from botocore.utils import is_valid_uri, resolve_imds_endpoint_mode
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
-from urllib3.exceptions import TimeoutError as SomeTimeout
+from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
 from tattle.delivery.config import REGION
 from tattle.errors import TattleError
@@ -71,7 +71,7 @@ class IdentityDocument(TypedDict, total=False):
 
 
 class Imds:
-    """A client for IMDSv2, with botocore's settings. What it can't do raises TattleError."""
+    """A client for IMDSv2, with botocore's settings. Its methods raise TattleError."""
 
     def __init__(self, session: Session) -> None:
         setting = session.get_config_variable
@@ -92,7 +92,7 @@ class Imds:
         if not self._token:
             asked = {f"{TOKEN_HEADER}-ttl-seconds": str(TOKEN_SECONDS)}
             token = self._request("PUT", TOKEN, asked) or self._not_found("PUT", TOKEN)
-            if not sendable(token):
+            if not valid_in_header(token):
                 self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", FAULTY)
             self._token = token
         return self._request("GET", path, {TOKEN_HEADER: self._token})
@@ -117,18 +117,20 @@ class Imds:
         """Return until when the role's credentials are valid; the error says why there are none."""
         roles = self.get(ROLES) or self._not_found("GET", ROLES, ATTACH, os.EX_NOPERM)
         role = roles.split("\n")[0]
-        asked = f"asked for the credentials of the role {role} gives"
         try:
             answer = json.loads(self.get(ROLES + role) or "")
             code = str(answer.get("Code", "Success"))
             if code != "Success":
                 advice = TRUST if "AssumeRole" in code else REATTACH
-                self._fail(f"{asked} none: {code}: {answer.get('Message')}", advice, os.EX_NOPERM)
-            if not all(sendable(answer[part]) for part in CREDENTIALS):
+                reason = f"{code}: {answer.get('Message')}"
+                self._fail(
+                    f"gives no credentials for the role {role}: {reason}", advice, os.EX_NOPERM
+                )
+            if not all(valid_in_header(answer[part]) for part in CREDENTIALS):
                 raise ValueError
             expiration = datetime.datetime.strptime(answer["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
         except (ValueError, LookupError, TypeError, AttributeError):
-            self._fail(f"{asked} malformed ones", REATTACH, os.EX_NOPERM)
+            self._fail(f"gives malformed credentials for the role {role}", REATTACH, os.EX_NOPERM)
         return expiration.replace(tzinfo=datetime.timezone.utc)
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> str | None:
@@ -149,13 +151,13 @@ class Imds:
         for left in reversed(range(self._attempts)):
             try:
                 answer = self._http.request(method, url, headers=headers)
-                if not left or is_final(answer):
+                if not left or is_answer(answer):
                     break
             except HTTPError as error:
                 # urllib3 calls a refused connection a time-out, too.
                 refused = isinstance(error, NewConnectionError)
                 if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
-                    if isinstance(error, SomeTimeout) and not refused:
+                    if isinstance(error, Urllib3Timeout) and not refused:
                         self._fail(NO_ANSWER, HOP_LIMIT)
                     self._fail("can't be reached (not on EC2?)", ENABLE)
         return answer
@@ -169,12 +171,12 @@ class Imds:
         raise TattleError(f"IMDS at {self.url} {fault}", status, advice)
 
 
-def is_final(answer: BaseHTTPResponse) -> bool:
-    """Tell whether to ask again is of no use."""
+def is_answer(answer: BaseHTTPResponse) -> bool:
+    """Tell whether a retry can't help."""
     return answer.status < 500
 
 
-def sendable(text: object) -> bool:
+def valid_in_header(text: object) -> bool:
     """Tell whether a part of credentials can be sent in a header."""
     return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
 

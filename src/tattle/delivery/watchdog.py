@@ -87,7 +87,7 @@ class Heartbeat:
 
 
 def become_next(spool: Spool) -> bool:
-    """Be who waits to be the next deliverer; False if somebody is who shows a sign of life."""
+    """Take the lock of who is next; False if its holder shows signs of life."""
     watch = Watch(spool, NEXT)
     while not watch.take_over():
         if watch.signs > 1:

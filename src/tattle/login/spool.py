@@ -13,6 +13,7 @@ import time
 PATH = "/var/spool/tattle"
 EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
 EMERGENCY_LIMIT = 2000  # records: about 8 MB of memory
+LATE_SECONDS = 60.0  # that a record may wait without anything being wrong
 FREE_BYTES = 4 * 1024**2  # to leave to others, or a twentieth of a small file system
 FREE_FILES = 256  # inodes, or a twentieth
 TEMPORARY = ".accepting-"
@@ -117,7 +118,7 @@ class Spool:
         if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
             raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
 
-    # Delivering: behind the login's back
+    # Delivering: no login waits
 
     def lock(self, name: str = DELIVERER) -> bool:
         """Become the deliverer, or the next one, unless somebody is. Raises OSError.
@@ -168,7 +169,7 @@ class Spool:
                 records.append(name)
             elif name not in self.stuck and not self._belongs(name):
                 try:
-                    self.reject(name, "no record of tattle's")
+                    self.set_aside(name, "no record of tattle's")
                 except OSError as error:
                     self.stuck.add(name)
                     log(f"can't set aside {self.path}/{name}: {error}")
@@ -181,7 +182,7 @@ class Spool:
             return file.read()
 
     def remove(self, names: "list[str]") -> None:
-        """Remove records that EventBridge has; durably, so that a power cut brings none back."""
+        """Remove files; durably, so that a power cut brings none back."""
         for name in names:
             try:
                 posix.unlink(name, dir_fd=self.fd)
@@ -190,7 +191,7 @@ class Spool:
         if names:
             posix.fsync(self.fd)
 
-    def reject(self, name: str, reason: str) -> None:
+    def set_aside(self, name: str, reason: str) -> None:
         """Set aside what can never be sent, for a person to look at, and log it.
 
         Raises OSError if that can't be done.

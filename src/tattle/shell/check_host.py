@@ -18,7 +18,15 @@ from tattle.delivery.config import PATH as CONFIG
 from tattle.delivery.config import Config
 from tattle.delivery.pamd import FOLDERS, Line, Stack, services
 from tattle.errors import TattleError
-from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool, accepted_at, is_record
+from tattle.login.spool import (
+    EMERGENCY_PATH,
+    LATE_SECONDS,
+    PATH,
+    REJECTED,
+    Spool,
+    accepted_at,
+    is_record,
+)
 from tattle.shell import selinux as policy
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 from tattle.trust import trusted
@@ -28,9 +36,8 @@ SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
 NOTHING_BACK = "nothing keeps events back"
 NOTHING_ASIDE = "nothing was set aside"
-LATE = 60.0  # seconds that a record may wait without anything being wrong
 # The real user id of what these run is their caller's, who may then stop or kill it.
-SET_USER_ID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
+KEEPS_CALLERS_UID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
 # A login variant is a PAM service of its own, and may include nothing of the other's.
 VARIANTS = {"su": "su", "su-l": "su -", "sudo": "sudo", "sudo-i": "sudo -i"}
 PAIRS = (("su", "su-l"), ("su-l", "su"), ("sudo", "sudo-i"), ("sudo-i", "sudo"))
@@ -81,7 +88,7 @@ def add_line(service: str) -> str:
     file = pam_file(service) or ""
     own = f"{FOLDERS[0]}/{service}"
     copy = "" if file == own else f"sudo cp {file} {own} && "  # the vendor's would be hidden
-    options = "seteuid " if service in SET_USER_ID else ""
+    options = "seteuid " if service in KEEPS_CALLERS_UID else ""
     line = f"session    optional     pam_exec.so {options}{os.path.realpath(sys.argv[0])}"
     last_line_ends = Path(file).read_bytes().endswith(b"\n")
     say = "echo" if last_line_ends else r"printf '\n%s\n'"
@@ -91,16 +98,16 @@ def add_line(service: str) -> str:
 def hook_line(service: str, stack: Stack, line: Line, path: str) -> Finding:
     """Look at one line that runs tattle."""
     where, own = f"{line.file}:{line.number}", os.path.realpath(sys.argv[0])
-    half = next((word for word in line.arguments if word.startswith("type=")), "")
+    type_option = next((word for word in line.arguments if word.startswith("type=")), "")
     skipping = stack.skipping(line)
     advice = ""
     if line.kind != "session":
         message = f"{where} runs tattle for {line.kind}, not for session"
         advice = edit(line, f"s/{line.kind}/session/")
-    elif half:
-        message = f"{where} has {half}: half of the events are missing"
-        advice = edit(line, f"s/ {half}//")
-    elif service in SET_USER_ID and "seteuid" not in line.arguments:
+    elif type_option:
+        message = f"{where} has {type_option}: half of the events are missing"
+        advice = edit(line, f"s/ {type_option}//")
+    elif service in KEEPS_CALLERS_UID and "seteuid" not in line.arguments:
         message = f"{where} has no seteuid: its caller can stop or kill the hook"
         advice = edit(line, r"s/pam_exec\.so/pam_exec.so seteuid/")
     elif skipping:
@@ -278,7 +285,7 @@ def records(spool: Spool) -> Iterator[Finding]:
     age = time.time() - accepted_at(names[0]) if names else 0.0
     message = f"{len(names)} waiting in {spool.path}"
     message += f", the oldest for {age:.0f} s" if names else ""
-    severity = ERROR if age > LATE else OK
+    severity = ERROR if age > LATE_SECONDS else OK
     if names and spool.path == EMERGENCY_PATH:
         severity, message = ERROR, f"{message}; a reboot empties it"
     if names or spool.path == PATH:
