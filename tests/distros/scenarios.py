@@ -27,7 +27,7 @@ FIELDS = (
 EXAMPLE_FIELDS = "service username remote_user session session_id"
 KEY_TYPES = ("ed25519", "rsa", "ecdsa", "mldsa44-ed25519")
 NOW = f"{SYSTEM_PYTHON} -IS -c 'import time; print(time.monotonic())'"
-PATIENCE_SECONDS = 20.0  # a failure, not a limit that is tested
+GIVE_UP_AFTER_SECONDS = 20.0  # a failure, not a limit that is tested
 CLOCK_SECONDS = 1.0  # by which sshd may close a session later than its client left
 
 
@@ -61,7 +61,7 @@ def pair(box: Instance, quietly: bool = True) -> list[Entry]:
 
 def until(condition: Callable[[], object], complaint: str) -> None:
     try:
-        eventually(condition, PATIENCE_SECONDS)
+        eventually(condition, GIVE_UP_AFTER_SECONDS)
     except AssertionError:
         raise AssertionError(complaint) from None
 
@@ -238,7 +238,7 @@ def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
     remote, remote_port, local, local_port = succeeds(box.run(command)).split()
     opened, closed = (entry.detail for entry in pair(box))
     assert list(closed) == FIELDS.split()
-    assert 1 <= closed.pop("duration") <= PATIENCE_SECONDS, closed
+    assert 1 <= closed.pop("duration") <= GIVE_UP_AFTER_SECONDS, closed
     assert opened["session_id"]
     for detail in (opened, closed):
         for name in ("session", "time", "event_id"):

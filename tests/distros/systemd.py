@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 from distros.scenarios import (
-    PATIENCE_SECONDS,
+    GIVE_UP_AFTER_SECONDS,
     Skipped,
     believe_sshd,
     complaints,
@@ -128,7 +128,7 @@ def stop_signal(box: Instance) -> None:
     ssh = box.ssh_command("ssh", "alice@127.0.0.1", command, user="alice", source=REMOTE_HOST)
     with box.popen(ssh, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as session:
         try:
-            box.eventbridge.wait_for_calls(1, PATIENCE_SECONDS)
+            box.eventbridge.wait_for_calls(1, GIVE_UP_AFTER_SECONDS)
             assert session.stdin
             session.stdin.write("go\n")
             session.stdin.flush()
@@ -137,7 +137,9 @@ def stop_signal(box: Instance) -> None:
             box.eventbridge.set(fault=None)
             succeeds(box.ssh("ubuntu", "true"))
             try:
-                told = [entry.detail for entry in box.eventbridge.wait_for(3, PATIENCE_SECONDS)]
+                told = [
+                    entry.detail for entry in box.eventbridge.wait_for(3, GIVE_UP_AFTER_SECONDS)
+                ]
             except AssertionError as error:
                 stopped = [one for one in box.deliverers() if one.state == "T"]
                 raise AssertionError(
@@ -184,7 +186,7 @@ def logout_without_deliverer(box: Instance) -> None:
     """Log out when nobody delivers any more."""
     ssh = box.ssh_command("ssh", "alice@127.0.0.1", "read go", user="alice", source=REMOTE_HOST)
     with box.popen(ssh, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as session:
-        box.eventbridge.wait_for(1, PATIENCE_SECONDS)
+        box.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
         until(lambda: not box.spool(), "what arrived stays in the spool")
         box.kill_deliverers()
         session.communicate("go\n")
@@ -235,7 +237,7 @@ def units(box: Instance) -> None:
             assert box.hook().returncode == 0
         log = ["journalctl", "--unit=tattle.service", "--output=cat", "--identifier=tattle"]
         try:
-            box.eventbridge.wait_for(1, PATIENCE_SECONDS)
+            box.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
         except AssertionError as error:
             told = box.run(log).stdout.strip()
             raise AssertionError(f"the service delivers nothing: {told}") from error

@@ -37,7 +37,7 @@ FIELDS = (
 )
 
 
-def told(instance: Instance, conf: str, **hook: Any) -> Entry:
+def sent(instance: Instance, conf: str, **hook: Any) -> Entry:
     """The entry that one run of the hook leads to with that configuration."""
     instance.write(CONF, conf)
     before = len(instance.eventbridge.entries())
@@ -76,7 +76,7 @@ class Proxy(Relay):
 
 
 class TestWithoutIt:
-    def test_a_login_and_a_logout_are_told_byte_for_byte_as_the_readme_shows(
+    def test_a_login_and_a_logout_are_reported_byte_for_byte_as_the_readme_shows(
         self, instance: Instance
     ) -> None:
         assert not instance.path(CONF).exists()
@@ -103,7 +103,7 @@ class TestSettings:
         bus = "arn:aws:events:eu-west-1:999999999999:event-bus/the/logins"
         lines = ["[tattle]", "Source = org.example", "detail-type = 100% ssh; ☎"]
         lines += [f"event-bus = {bus}", "Fields = session,", "   tty username", ""]
-        entry = told(instance, "\r\n".join(lines))
+        entry = sent(instance, "\r\n".join(lines))
         assert {name: entry.raw[name] for name in ("Source", "DetailType", "EventBusName")} == {
             "Source": "org.example",
             "DetailType": "100% ssh; ☎",
@@ -124,7 +124,7 @@ class TestSettings:
         self, setting: str, host: str, instance: Instance
     ) -> None:
         instance.write("/etc/hosts", f"127.0.0.1 localhost {host}\n")
-        assert told(instance, f"[tattle]\n{setting}\n").raw["Resources"] == [ARN]
+        assert sent(instance, f"[tattle]\n{setting}\n").raw["Resources"] == [ARN]
         (call,) = instance.eventbridge.calls()
         assert (call.host, call.server_name) == (host, host)
 
@@ -134,7 +134,7 @@ class TestSettings:
         instance.write("/etc/ssl/private-ca.pem", instance.ca.pem)
         instance.write("/root/.aws/config", "[default]\nca_bundle = /root/other-ca.pem\n", 0o600)
         instance.write("/root/other-ca.pem", Ca("Another").pem)
-        told(instance, "[tattle]\nca-bundle = /etc/ssl/private-ca.pem\n")
+        sent(instance, "[tattle]\nca-bundle = /etc/ssl/private-ca.pem\n")
         instance.write(CONF, "[tattle]\nca-bundle = /root/other-ca.pem\n")
         done = instance.run([TATTLE], env=LOGIN)
         assert done.returncode == 69
@@ -143,19 +143,19 @@ class TestSettings:
     def test_a_deliverer_that_stays_obeys_what_is_written_meanwhile(
         self, instance: Instance
     ) -> None:
-        told(instance, "[tattle]\nsource = org.example.one\n")
+        sent(instance, "[tattle]\nsource = org.example.one\n")
         (deliverer,) = instance.deliverers()
-        assert told(instance, "[tattle]\nsource = org.example.two\n").raw["Source"].endswith("two")
+        assert sent(instance, "[tattle]\nsource = org.example.two\n").raw["Source"].endswith("two")
         assert [process.pid for process in instance.deliverers()] == [deliverer.pid]
 
 
 class TestProxy:
     def test_eventbridge_is_reached_through_it_and_imds_is_not(self, instance: Instance) -> None:
         with Proxy(instance) as proxy:
-            told(instance, "", before=[("HTTPS_PROXY", "http://127.0.0.1:3128")])
+            sent(instance, "", before=[("HTTPS_PROXY", "http://127.0.0.1:3128")])
             assert proxy.connects == []  # a user's variable is no setting
             instance.write("/etc/hosts", "127.0.0.1 localhost\n")  # the proxy knows where that is
-            told(instance, "[tattle]\nproxy = http://127.0.0.1:3128\n")
+            sent(instance, "[tattle]\nproxy = http://127.0.0.1:3128\n")
         assert proxy.connects == [f"{EVENTBRIDGE_HOST}:443"]
         call = instance.eventbridge.calls()[-1]
         assert (call.host, call.server_name) == (EVENTBRIDGE_HOST, EVENTBRIDGE_HOST)
@@ -182,7 +182,7 @@ class TestHostsThatAreNotEc2:
     def test_imds_is_asked_for_nothing_but_credentials(self, instance: Instance) -> None:
         fields = "fields = username private_ip availability_zone instance_type image_id tag:Name"
         instance.imds.set(tags={"Name": "web"})
-        entry = told(instance, f"{self.CONF}{fields}\n")
+        entry = sent(instance, f"{self.CONF}{fields}\n")
         assert entry.raw["Resources"] == ["rack 7, unit 3"]
         assert entry.raw["Detail"] == (
             '{"username": "ubuntu", "private_ip": null, "availability_zone": null, '
@@ -208,7 +208,7 @@ class TestHostsThatAreNotEc2:
         )
         config = "[default]\nca_bundle = /root/test-ca.pem\nregion = us-east-1\n"
         instance.write("/root/.aws/config", config, 0o600)
-        entry = told(instance, "[tattle]\nresource = rack\n")  # the region stands there, too
+        entry = sent(instance, "[tattle]\nresource = rack\n")  # the region stands there, too
         assert entry.raw["Resources"] == ["rack"]
         assert instance.run([TATTLE], env=LOGIN).returncode == 0
         assert instance.imds.connection_count() == 0
@@ -267,14 +267,14 @@ class TestFields:
         conf = "[tattle]\nfields = username tag:Name tag:aws:autoscaling:groupName\n"
         instance.imds.set(tags={"aws:autoscaling:groupName": "bastions"})
         for _ in range(2):
-            assert told(instance, conf).raw["Detail"] == (
+            assert sent(instance, conf).raw["Detail"] == (
                 '{"username": "ubuntu", "tag:aws:autoscaling:groupName": "bastions"}'
             )
         asked = [request.path for request in instance.imds.requests()]
         assert asked.count("/latest/meta-data/tags/instance/Name") == 1
         instance.kill_deliverers()
         instance.imds.set(tags=None)  # tags are not enabled
-        assert told(instance, conf).raw["Detail"] == '{"username": "ubuntu"}'
+        assert sent(instance, conf).raw["Detail"] == '{"username": "ubuntu"}'
 
 
 class TestUnderPam:

@@ -32,8 +32,8 @@ def test_under_each_logins_arrive_also_after_an_outage_and_every_command_runs(
     need_root(*Instance.TOOLS)
     with Instance(artifact) as box:
         box.replace_python(PYTHONS[version])
-        told = box.run([SYSTEM_PYTHON, "-IS", "-V"]).stdout
-        assert told.startswith(f"Python {version}.")
+        output = box.run([SYSTEM_PYTHON, "-IS", "-V"]).stdout
+        assert output.startswith(f"Python {version}.")
         done = box.ssh("alice", "echo", "hello")
         assert (done.returncode, done.stdout) == (0, "hello\n"), done
         details = [entry.detail for entry in box.eventbridge.wait_for(2)]

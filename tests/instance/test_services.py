@@ -102,8 +102,8 @@ def test_su_and_sudo(
     pairs(opened, closed)
     for entry in (opened, closed):
         assert (entry.raw["DetailType"], entry.raw["Source"]) == kind
-        told = [entry.detail[name] for name in ("service", "username", "remote_user")]
-        assert told == [service, target, by]
+        found = [entry.detail[name] for name in ("service", "username", "remote_user")]
+        assert found == [service, target, by]
         assert entry.detail["session_id"]
         terminal = entry.detail["tty"]
         assert terminal.startswith(("pts/", "/dev/pts/")) if tty else terminal is None
@@ -131,8 +131,8 @@ def test_one_file_and_one_hook_serve_a_login_and_what_is_done_in_it(box: Instanc
     need_root("sudo")
     assert box.ssh("ubuntu", "sudo su alice -c true").returncode == 0
     entries = box.eventbridge.wait_for(6)
-    told = [(entry.raw["DetailType"], entry.detail["session"]) for entry in entries]
-    assert told == [
+    found = [(entry.raw["DetailType"], entry.detail["session"]) for entry in entries]
+    assert found == [
         ("SSH connection event detected", "opened"),
         ("sudo session", "opened"),
         ("su session", "opened"),

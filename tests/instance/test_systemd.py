@@ -72,8 +72,10 @@ def restricted(service: configparser.SectionProxy, command: list[str]) -> list[s
 def filter_set(name: str) -> set[str]:
     """The system calls of one of systemd's sets, and of those within it."""
     command = ["systemd-analyze", "syscall-filter", name]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    members = [line.strip() for line in told.splitlines()[1:] if line.strip()[:1] not in ("", "#")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    members = [
+        line.strip() for line in output.splitlines()[1:] if line.strip()[:1] not in ("", "#")
+    ]
     calls = {member for member in members if not member.startswith("@")}
     return calls.union(*(filter_set(member) for member in members if member.startswith("@")))
 
