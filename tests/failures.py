@@ -278,7 +278,7 @@ FAILURES = (
         file(CONF, "[tattle]\nresource = rack 7\n"),
     ),
     Failure(
-        "nobody knows …'s dual-stack name yet",
+        "no dual-stack endpoint is known for …",
         78,
         f"set `endpoint-url` in {CONF}",
         both(

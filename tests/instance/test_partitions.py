@@ -133,7 +133,7 @@ def test_a_region_that_botocore_does_not_know_has_the_partition_and_domain_that_
     assert asked(imds) == {"partition", "domain"}
     assert found(use_fips=True) == ("events-fips.moon-base-1.amazonaws.moon", own)
     assert found(region="eu-west-1") == ("events.eu-west-1.amazonaws.com", own)
-    with pytest.raises(TattleError, match="nobody knows moon-base-1's dual-stack name yet"):
+    with pytest.raises(TattleError, match="no dual-stack endpoint is known for moon-base-1"):
         found(use_dualstack=True)
     imds.set(partition=None, domain=None)
     assert found() == ("events.moon-base-1.amazonaws.com", arn("aws", region))
