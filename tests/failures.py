@@ -34,6 +34,12 @@ FAULTY = "try again; if it stays so, look at what answers at that address"
 REATTACH = "detach the instance profile from the instance, and attach it again"
 CLOCK = "set the clock: sudo chronyc makestep; else attach the instance profile again"
 AWS_FILES = "fix root's ~/.aws/config, or the variables it was started with"
+ASSUMES_A_ROLE = """\
+[default]
+role_arn = arn:aws:iam::012345678901:role/tattle
+credential_source = Ec2InstanceMetadata
+region = us-east-1
+"""
 
 
 class Failure(NamedTuple):
@@ -189,6 +195,12 @@ FAILURES = (
         69,
         f"`ca-bundle` in {CONF} must name the authority that signed the certificate",
         eventbridge(certificate=UNTRUSTED),
+    ),
+    Failure(
+        "STS can't be reached: Could not connect to the endpoint URL: …",
+        69,
+        f"security group, route, VPC endpoint? Through a proxy: `proxy` in {CONF}",
+        file(AWS_CONFIG, ASSUMES_A_ROLE),
     ),
     Failure(
         "EventBridge did not answer, the event may have arrived: …",
