@@ -201,6 +201,7 @@ FAILURES = (
         69,
         f"security group, route, VPC endpoint? Through a proxy: `proxy` in {CONF}",
         file(AWS_CONFIG, ASSUMES_A_ROLE),
+        {"AWS_MAX_ATTEMPTS": "1"},
     ),
     Failure(
         "EventBridge did not answer, the event may have arrived: …",
