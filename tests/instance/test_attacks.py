@@ -38,7 +38,8 @@ READERS = {
     "delivery/deliver.py",  # sets RES_OPTIONS
     "delivery/aws.py",  # which of AWS's files does a shell's user name? sets no_proxy
     "delivery/imds.py",  # AWS_EC2_METADATA_DISABLED
-    "shell/check.py",  # NO_COLOR
+    "errors.py",  # SUDO_UID: does a command that is advised begin with sudo?
+    "shell/check.py",  # NO_COLOR, TERM
     "shell/cli.py",  # PAM_*; sets RES_OPTIONS
 }
 

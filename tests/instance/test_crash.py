@@ -415,6 +415,7 @@ class TestUnpacking:
                 assert box.arrived()[str(call)] in (1, 2)
                 assert len(box.arrived()) == number
                 self.check_cache(box, packed)
+                assert not box.log_with("damaged"), call  # or half a build was there to be used
 
         walk(quick, chosen, part)
 
