@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -36,6 +37,7 @@ class Syslog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._stopped = False
         self._lines: list[Line] = []
         self._changed = threading.Condition()
 
@@ -46,19 +48,29 @@ class Syslog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader, whose recv() returns nothing
+        with self._changed:
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader
+            self._stopped = True
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
         with self._socket:
-            while raw := self._socket.recv(LONGEST_LINE_BYTES):
-                with self._changed:
-                    self._lines.append(parse(raw))
-                    self._changed.notify_all()
+            while not self._stopped:
+                self._socket.recv(1, socket.MSG_PEEK)  # waits
+                self._receive()
+
+    def _receive(self) -> None:
+        """Keep what was written by now."""
+        with self._changed, contextlib.suppress(BlockingIOError):
+            while not self._stopped:
+                raw = self._socket.recv(LONGEST_LINE_BYTES, socket.MSG_DONTWAIT)
+                self._lines.append(parse(raw))
+                self._changed.notify_all()
 
     def lines(self, identifier: str | None = None) -> list[Line]:
         """The lines so far, of one identifier if given."""
         with self._changed:
+            self._receive()
             return [line for line in self._lines if identifier in (None, line.identifier)]
 
     def wait_for(self, text: str, timeout: float = 10.0) -> Line:
@@ -73,7 +85,9 @@ class Syslog:
             return line
 
     def clear(self) -> None:
+        """Forget the lines so far, those that nobody has read yet too."""
         with self._changed:
+            self._receive()
             self._lines.clear()
 
 
