@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -159,6 +160,18 @@ def test_a_timer_slack_of_years_holds_up_nobody(
         instance.eventbridge.wait_for(count)
     instance.hook(user="somebody else")
     instance.eventbridge.wait_for(3)
+
+
+def test_a_terminal_ends_or_stops_no_hook(instance: Instance) -> None:
+    """^C, ^\\, ^Z and a hang-up reach what su runs, whatever its user ids."""
+    instance.eventbridge.set(fault="hang")
+    with ThreadPoolExecutor() as pool:
+        hook = pool.submit(instance.hook, arguments=("--wait=3",))
+        eventually(instance.spool)
+        *_, process = instance.processes(f"{TATTLE} --wait=3")
+        for name in ("INT", "QUIT", "TSTP", "HUP"):
+            signal(instance, name, [str(process.pid)])
+        assert hook.result().returncode == os.EX_TEMPFAIL, "the time was up"
 
 
 @pytest.mark.slow
