@@ -15,12 +15,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from standins.instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
+from standins.strace import Call, calls_in, strace
 from support import changed, eventually, need_root
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -45,44 +45,6 @@ CHANGING = re.compile(
 )
 OF_A_DISK = re.compile(r"write|fsync|rename\w*|link\w*|open\w*|mkdir\w*|unlink\w*")
 DISK_ERRORS = ("ENOSPC", "EIO")
-
-
-@dataclass(frozen=True)
-class Call:
-    """The nth call of that name."""
-
-    name: str
-    nth: int
-    line: str
-    """As strace prints it."""
-
-    def __str__(self) -> str:
-        return f"{self.name}-{self.nth}"
-
-    def inject(self, what: str, from_then_on: bool = False) -> list[str]:
-        """strace's options that have it fail, or kill the process."""
-        when = f"{self.nth}+" if from_then_on else self.nth
-        return ["-e", f"trace={self.name}", "-e", f"inject={self.name}:{what}:when={when}"]
-
-    def kill(self) -> list[str]:
-        return self.inject("signal=KILL")
-
-
-def calls_in(trace: str) -> list[Call]:
-    """The calls of one process, in their order."""
-    counts: Counter[str] = Counter()
-    calls = []
-    for line in trace.splitlines():
-        name, bracket, _ = line.partition("(")
-        if bracket and name.isidentifier():
-            counts[name] += 1
-            calls.append(Call(name, counts[name], line))
-    return calls
-
-
-def strace(options: Sequence[str], output: str = "/dev/null") -> list[str]:
-    """The tracer's command, without following forks; -D: the hook stays its parent's child."""
-    return ["/usr/bin/strace", "-D", "-o", output, *options, "--"]
 
 
 def sample(calls: Sequence[Call], most: int) -> list[Call]:

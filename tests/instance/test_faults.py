@@ -14,17 +14,16 @@ import re
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import standins.server
 from standins.instance import SPOOL, TATTLE, Instance
+from standins.strace import Call, calls_in, strace
 from support import eventually, need, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -135,50 +134,36 @@ def frozen(box: Instance, inside: int) -> Iterator[None]:
 
 def deliver(box: Instance, *tracing: str) -> subprocess.Popen[str]:
     """Start a deliverer as the hook does, under strace."""
-    strace = ["/usr/bin/strace", "-D", "-o", TRACE, *tracing, "--"]
-    command = ["/usr/bin/env", "-i", *strace, TATTLE, "deliver", SPOOL]
+    command = ["/usr/bin/env", "-i", *strace(tracing, TRACE), TATTLE, "deliver", SPOOL]
     return box.popen(command, stderr=subprocess.DEVNULL)
 
 
-class Moment(NamedTuple):
-    """The nth system call of that name."""
-
-    call: str
-    nth: int
-
-
-def moments_of_a_delivery(box: Instance) -> list[Moment]:
+def moments_of_a_delivery(box: Instance) -> list[Call]:
     """The system calls by which a deliverer delivers two events, to the last removal."""
     box.accept("traced-a", "traced-b")
     with deliver(box) as running:
         eventually(lambda: not box.records(), seconds=60)
         box.kill(*box.processes(TATTLE))
         running.wait()
-    counts: Counter[str] = Counter()
-    calls, last = [], 0
-    for line in box.read(TRACE).splitlines():
-        name, bracket, _ = line.partition("(")
-        if bracket and name.isidentifier():
-            counts[name] += 1
-            calls.append(Moment(name, counts[name]))
-            last = len(calls) if "unlink" in name else last
-    return calls[:last]
+    calls = calls_in(box.read(TRACE))
+    last = max(n for n, call in enumerate(calls) if "unlink" in call.name)
+    return calls[: last + 1]
 
 
-def chosen(calls: Sequence[Moment]) -> list[Moment]:
+def chosen(calls: Sequence[Call]) -> list[Call]:
     """Moments spread over the calls; if few: in Python's start, and before each removal."""
     if ALL_MOMENTS:
         return [calls[len(calls) * n // MOMENTS] for n in range(MOMENTS)]
-    return [calls[len(calls) // 5], *(call for call in calls if "unlink" in call.call)][:MOMENTS]
+    return [calls[len(calls) // 5], *(call for call in calls if "unlink" in call.name)][:MOMENTS]
 
 
-def hold_up(box: Instance, moment: Moment, how: str) -> None:
+def hold_up(box: Instance, moment: Call, how: str) -> None:
     """Stop, kill or freeze a deliverer at that moment; the next login gets its events delivered."""
     box.reset()
     box.accept("a", "b")
     named = f"{how} at {moment}"
-    what = f"inject={moment.call}:signal={'KILL' if how == 'kill' else 'STOP'}:when={moment.nth}"
-    with deliver(box, "-e", f"trace={moment.call}", "-e", what) as running, ExitStack() as ending:
+    held_up = moment.inject(f"signal={'KILL' if how == 'kill' else 'STOP'}")
+    with deliver(box, *held_up) as running, ExitStack() as ending:
         ending.callback(running.kill)  # nsenter, which stops with what it started
         ending.callback(lambda: box.run(["/bin/sh", "-c", "kill -KILL -1"]))
         happened = "killed by" if how == "kill" else "stopped by"
@@ -233,7 +218,7 @@ class TestTakingOver:
         assert len(calls) > 500
         cases = [(moment, how) for how in HOWS for moment in chosen(calls)]
 
-        def walk(own: list[tuple[Moment, str]]) -> None:
+        def walk(own: list[tuple[Call, str]]) -> None:
             with Instance(quick) as box:
                 unpack(box)
                 for moment, how in own:
