@@ -135,7 +135,6 @@ SCHEDULING = {
 
 
 def deliverers_scheduling(box: Instance) -> str:
-    eventually(box.deliverers)
     (deliverer,) = box.deliverers()
     pid = str(deliverer.pid)
     look = "; ".join(SCHEDULING.values())
@@ -144,10 +143,12 @@ def deliverers_scheduling(box: Instance) -> str:
 
 def test_nothing_of_a_callers_scheduling_is_the_deliverers(instance: Instance) -> None:
     instance.hook()
-    instance.eventbridge.wait_for(1)
+    instance.eventbridge.wait_for(1)  # from then on the deliverer stays the same process
+    eventually(lambda: "prio 7" in deliverers_scheduling(instance))  # ionice, which it starts
     usual = deliverers_scheduling(instance)
     instance.kill_deliverers()
     assert instance.hook(wrapper=prepared("\n".join(SCHEDULING))).returncode == 0
+    instance.eventbridge.wait_for(2)
     eventually(lambda: deliverers_scheduling(instance) == usual)
 
 
