@@ -143,9 +143,10 @@ run_tests() {
         if [[ -e tests/${argument%%::*} ]]; then argument=tests/$argument; fi
         arguments+=("$argument")
     done
-    # Root's processes have a /var/cache each. Those of others would share ~/.cache/tattle, where what
-    # one Python unpacks takes the place of another's.
-    if [[ $EUID == 0 ]]; then processes=$(nproc); fi
+    # More processes than processors: most of the time they wait, for a time-out, a fault, a deliverer
+    # that stays. Root's have a /var/cache each. Those of others would share ~/.cache/tattle, where
+    # what one Python unpacks takes the place of another's.
+    if [[ $EUID == 0 ]]; then processes=$(($(nproc) * 3 / 2)); fi
     # Each file's tests run in one process: they share an instance.
     clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile "${arguments[@]}"
 }
