@@ -241,8 +241,8 @@ def test_what_is_next_to_deliver_has_an_empty_environment_too(instance: Instance
     with instance.session() as session:
         for user in ("first", "second"):
             assert session.hook(user=user, before=VARIABLES.items()).returncode == 0
-    eventually(instance.next_deliverers)
-    (process,) = instance.next_deliverers()
+    eventually(instance.standbys)
+    (process,) = instance.standbys()
     assert instance.read(f"/proc/{process.pid}/environ") == ""
 
 

@@ -116,7 +116,7 @@ def test_what_stops_or_kills_all_of_a_session_stops_no_delivery(box: Instance) -
 
 
 def cgroups_of_deliverers(box: Instance) -> list[str]:
-    found = [*box.deliverers(), *box.next_deliverers()]
+    found = [*box.deliverers(), *box.standbys()]
     return [box.read(f"/proc/{process.pid}/cgroup") for process in found]
 
 

@@ -43,7 +43,7 @@ SESSION = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 def constants(minute: float) -> dict[str, object]:
     """tattle's constants, in seconds, where a minute has so many."""
     return {
-        "DEAD_AFTER": f"{{DELIVERER: {minute}, NEXT: {min(minute, 5.0)}}}",
+        "DEAD_AFTER": f"{{DELIVERER: {minute}, STANDBY: {min(minute, 5.0)}}}",
         "RESEND_AFTER": minute,
         "GIVE_UP_AFTER": 15 * minute,
         "TIMEOUT": minute,

@@ -105,7 +105,7 @@ def test_the_first_login_after_an_install_unpacks_nothing(
     assert members_read(calls, artifact) - FIRST_USE == ON_THE_PATH
     written = [call for call in calls if re.search(r"O_(WRONLY|RDWR|CREAT)", call)]
     files = [re.findall(r'^openat\(\d+, "(\.[a-z]+)', call) for call in written]
-    assert files == [[".accepting"], [".next"]], written
+    assert files == [[".accepting"], [".standby"]], written
     unpacked = [call for call in calls if CACHE in call or "botocore" in call]
     assert [call for call in unpacked if not re.match(r"(newf?|l)stat|read\(", call)] == []
     assert [call for call in calls if re.match(r"(socket|connect|sendto|unlink)", call)] == []

@@ -379,7 +379,7 @@ class Instance:
         """The names of the records in tattle's spool and of what is foreign there, sorted."""
         spool = self.path(SPOOL)
         names = os.listdir(spool) if spool.is_dir() else []
-        own = (".deliverer", ".next", ".fault", ".fault.new", ".wake")
+        own = (".deliverer", ".standby", ".fault", ".fault.new", ".wake")
         return sorted(name for name in names if name not in own)
 
     def records(self) -> list[str]:
@@ -410,7 +410,7 @@ class Instance:
                     os.utime(file.fileno())
 
         with ExitStack() as held:
-            locks = (spool / ".next", spool / ".deliverer")  # in a deliverer's order
+            locks = (spool / ".standby", spool / ".deliverer")  # in a deliverer's order
             files = [held.enter_context(open(path, "a")) for path in locks]
             for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -494,9 +494,9 @@ class Instance:
         """The processes that hold the lock of a spool: who delivers."""
         return self._with_lock(".deliverer")
 
-    def next_deliverers(self) -> list[Process]:
+    def standbys(self) -> list[Process]:
         """Who waits to be the next one."""
-        return self._with_lock(".next")
+        return self._with_lock(".standby")
 
     def _with_lock(self, name: str) -> list[Process]:
         found = []

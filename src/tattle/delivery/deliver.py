@@ -1,7 +1,7 @@
 """The deliverer: empty the spool, oldest first, until EventBridge has all.
 
-A process of its own, which a hook starts. It leaves the login, becomes the one that is next, and
-waits for the deliverer's lock. No record is removed that EventBridge has not confirmed; what can
+A process of its own, which a hook starts. It leaves the login, becomes the standby, and waits for
+the deliverer's lock. No record is removed that EventBridge has not confirmed; what can
 never be sent is set aside.
 """
 
@@ -23,7 +23,7 @@ from tattle.delivery.config import Config, load
 from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.leave import leave_login
 from tattle.delivery.pamd import trusts_sshd
-from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_next
+from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
 from tattle.errors import TattleError, defect, log
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, LATE_SECONDS, PATH, WAKE, Spool, accepted_at
@@ -67,14 +67,14 @@ def main(arguments: list[str]) -> int:
                 unpack()
                 begin_anew(AGAIN)
         spool = Spool(arguments[1])
-        if not become_next(spool):
+        if not become_standby(spool):
             os._exit(0)
         become_deliverer(spool)
         status = 0 if is_given_up(spool) or deliver_until_empty(spool) else os.EX_TEMPFAIL
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
-    os._exit(status)  # who is next delivers what has just been accepted
+    os._exit(status)  # the standby delivers what has just been accepted
 
 
 def begin_anew(*arguments: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Signs of life: the deliverer shows them; who is next takes over where there are none.
+"""Signs of life: the deliverer shows them; a standby takes over where there are none.
 
 A deliverer may be stopped, frozen or stuck in a system call, and would then hold the spool's lock
 for ever. It beats by a timer's signal: a process that can't run Python code can't beat either.
@@ -17,15 +17,15 @@ from pathlib import Path
 from types import FrameType
 
 from tattle.errors import TattleError, log
-from tattle.login.spool import DELIVERER, EMERGENCY_PATH, NEXT, PATH, Spool
+from tattle.login.spool import DELIVERER, EMERGENCY_PATH, PATH, STANDBY, Spool
 
 BEAT_SECONDS = 1.0  # between two signs of life
 # More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
-DEAD_AFTER = {DELIVERER: 60.0, NEXT: 5.0}
+DEAD_AFTER = {DELIVERER: 60.0, STANDBY: 5.0}
 # Without a turn of the main loop, nor a call under way, until there is no beat either. A turn
 # may have to look through a large spool on a slow disk.
 TURN_SECONDS = 30.0
-POLL_SECONDS = 0.1  # between two looks of who is next
+POLL_SECONDS = 0.1  # between two looks of a standby
 SPOOLS = {PATH.encode(), EMERGENCY_PATH.encode()}
 END_SECONDS = 5.0  # for a killed process to be gone
 
@@ -86,9 +86,9 @@ class Heartbeat:
             raise TimeUp  # with each beat, until at_most() has it: a destructor may swallow one
 
 
-def become_next(spool: Spool) -> bool:
-    """Take the lock of who is next; False if its holder shows signs of life."""
-    watch = Watch(spool, NEXT)
+def become_standby(spool: Spool) -> bool:
+    """Become the standby; False if there is one that shows signs of life."""
+    watch = Watch(spool, STANDBY)
     while not watch.take_over():
         if watch.signs > 1:
             return False
@@ -99,14 +99,14 @@ def become_next(spool: Spool) -> bool:
 
 def become_deliverer(spool: Spool) -> None:
     """Wait until the deliverer is gone, or end it if it shows no sign of life; show our own."""
-    next_fd = spool.lock_fd
+    standby_fd = spool.lock_fd
     watch, beaten = Watch(spool, DELIVERER), time.monotonic()
     while not watch.take_over():
         if time.monotonic() - beaten > BEAT_SECONDS:
-            os.utime(next_fd)
+            os.utime(standby_fd)
             beaten = time.monotonic()
         time.sleep(POLL_SECONDS)
-    os.close(next_fd)
+    os.close(standby_fd)
 
 
 class Watch:

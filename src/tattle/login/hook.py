@@ -10,7 +10,15 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
-from tattle.login.spool import EMERGENCY_PATH, NEXT, NEXT_SILENT_SECONDS, PATH, REJECTED, Spool, log
+from tattle.login.spool import (
+    EMERGENCY_PATH,
+    PATH,
+    REJECTED,
+    STANDBY,
+    STANDBY_SILENT_SECONDS,
+    Spool,
+    log,
+)
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
@@ -178,9 +186,9 @@ def start_deliverer(spool: Spool) -> None:
     """Start a process that delivers, and takes over from a deliverer that fails. Raises OSError.
 
     It gets nothing of the login's, and takes a lock only after it has left the login: until then
-    the user can stop it. Where one that waits to be next shows signs of life, none is started.
+    the user can stop it. Where a standby shows signs of life, none is started.
     """
-    if spool.is_locked(NEXT) and spool.silent_for(NEXT) < NEXT_SILENT_SECONDS:
+    if spool.is_locked(STANDBY) and spool.silent_for(STANDBY) < STANDBY_SILENT_SECONDS:
         return
     if limited():
         lift_limits()

@@ -20,12 +20,12 @@ TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-NEXT = ".next"  # the same, of who waits to be the next deliverer
-NEXT_SILENT_SECONDS = 3.0  # without a sign of life until hooks no longer rely on who is next
+STANDBY = ".standby"  # the same, of the standby, which waits for the deliverer's lock
+STANDBY_SILENT_SECONDS = 3.0  # without a sign of life until hooks no longer rely on the standby
 FAULT = ".fault"  # what keeps events back
 FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, NEXT, FAULT, FAULT_NEW, WAKE)
+OWN = (REJECTED, DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
 
 
 def log(message: str) -> None:
@@ -121,7 +121,7 @@ class Spool:
     # Delivering: no login waits
 
     def lock(self, name: str = DELIVERER) -> bool:
-        """Become the deliverer, or the next one, unless somebody is. Raises OSError.
+        """Become the deliverer, or the standby, unless somebody is. Raises OSError.
 
         `lock_fd` is then the descriptor that holds the lock.
         """

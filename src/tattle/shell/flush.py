@@ -42,7 +42,7 @@ def main() -> int:
         for spool in spools:
             if waiting[spool]:
                 if starting:
-                    start(spool)  # if nobody is next: it may have died meanwhile
+                    start(spool)  # unless there is a standby: the deliverer may have died
                 cause = cause or reason(spool)
             gone = waiting[spool] - {*spool.waiting()}
             set_aside = sum(spool.holds(f"{REJECTED}/{name}") for name in gone)
