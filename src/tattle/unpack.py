@@ -60,7 +60,7 @@ def repair() -> bool:
             if not build.exists():
                 continue
             damage = _damage(archive, build)
-            if damage and time.time() - _replaced(build) > REPAIR_SECONDS:
+            if damage and abs(time.time() - _replaced(build)) > REPAIR_SECONDS:  # clocks are set
                 log(f"damaged: {damage}: unpacking again")
                 shutil.rmtree(build, ignore_errors=True)
                 (_unpacked(archive).parent / REPAIRED).touch()

@@ -238,6 +238,7 @@ def test_nor_do_they_where_something_is_to_be_said(instance: Instance, message: 
 )
 def test_open_files_and_the_working_directory_are_let_go(instance: Instance, code: str) -> None:
     code += "\nfor n in range(500): os.set_inheritable(os.open('/etc/passwd', os.O_RDONLY), True)"
+    code += "\nos.dup2(3, 2000)  # above the limit that a deliverer sets for itself"
     assert run(instance, prepared(code)).returncode == 0
     instance.eventbridge.wait_for(1)
     (deliverer,) = instance.deliverers()

@@ -26,6 +26,7 @@ from support import eventually, need_root
 
 if TYPE_CHECKING:
     from tattle.delivery.deliver import Deliverer
+    from tattle.errors import TattleError
 
 QUICK_SECONDS = 5.0  # a login that waited for nothing, on a busy machine: far below any timeout
 OUTAGE_SECONDS = 3.0  # long enough for an event's Time to tell it from the moment of sending
@@ -125,6 +126,8 @@ class Clock:
     """Stands for the time module: to sleep takes no time, and the clock goes on by it."""
 
     calls: Callable[[], int] = lambda: 0
+    at: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    """What happens during the first sleep after so many seconds."""
     slept: list[float] = field(default_factory=list)
     calls_before: list[int] = field(default_factory=list)
     """How many calls EventBridge had had before each sleep."""
@@ -132,6 +135,8 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.calls_before.append(self.calls())
+        while self.at and self.at[0][0] <= sum(self.slept):
+            self.at.pop(0)[1]()
 
     def monotonic(self) -> float:
         return time.monotonic() + sum(self.slept)
@@ -157,6 +162,10 @@ class InProcess:
             "TATTLE_BOOT=5da1f40c-83c5-4317-82ba-029ee4990000\0"
         )
         (self.spool / f"{moment:020d}-7").write_text(record)
+
+    def accept(self, moment: float) -> None:
+        """A record of that time, in seconds since the epoch."""
+        (self.spool / f"{int(moment * 1e9):020d}-7").write_text("")
 
     def left(self) -> list[str]:
         """What waits in the spool."""
@@ -237,6 +246,60 @@ def test_it_gives_up_after_a_quarter_of_an_hour_without_success(
     assert not in_process.deliverer.run(linger=0)
     assert 15 * 60 - 60 < sum(in_process.clock.slept) < 15 * 60 + 60
     assert len(in_process.left()) == 1
+
+
+def test_an_event_accepted_in_the_last_try_is_not_given_up_with_the_others(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hook relied on a deliverer that was there."""
+    from tattle.delivery import deliver
+
+    in_process.put(1)
+    eventbridge.set(fault="throttle")
+    slept, try_once = in_process.clock.slept, in_process.deliverer.deliver
+
+    def try_for_ten_seconds(names: list[str]) -> TattleError | None:
+        last = sum(slept) > deliver.GIVE_UP_AFTER
+        slept.append(5)
+        if last:
+            in_process.accept(in_process.clock.time())
+        slept.append(5)
+        return try_once(names)
+
+    monkeypatch.setattr(in_process.deliverer, "deliver", try_for_ten_seconds)
+    assert not in_process.deliverer.run(linger=0)
+    assert len(in_process.left()) == 2
+    slept.append(5)
+    assert not deliver.is_given_up(in_process.deliverer.spools[0])
+
+
+def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_sent(
+    in_process: InProcess, eventbridge: EventBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/var has become read-only in the middle of a call, and new events are accepted in /run."""
+    from tattle.login.spool import Spool
+
+    (tmp_path / "other").mkdir(0o700)
+    first, other = in_process.deliverer.spools[0], Spool(str(tmp_path / "other"))
+    in_process.deliverer.spools.append(other)
+    remove = first.remove
+
+    def remove_later(names: list[str]) -> None:
+        if names and len(eventbridge.calls()) < 2:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        remove(names)
+
+    def accept_in_the_other() -> None:
+        in_process.put(2)
+        (path,) = (p for p in in_process.spool.iterdir() if p.read_text().find("u0002") > 0)
+        path.rename(tmp_path / "other" / path.name)
+
+    monkeypatch.setattr(first, "remove", remove_later)
+    in_process.put(1)
+    in_process.clock.at = [(0, accept_in_the_other)]
+    assert in_process.deliverer.run(linger=0)
+    assert [detail["username"] for detail in eventbridge.details()] == ["u0001", "u0002"]
+    assert in_process.left() == []
 
 
 def test_entries_refused_one_by_one_are_not_tried_without_a_pause(

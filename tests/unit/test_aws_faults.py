@@ -27,7 +27,7 @@ from standins.imds import (
     role_credentials,
 )
 from tattle.delivery import events
-from tattle.delivery.aws import ASSUME
+from tattle.delivery.aws import ASSUME, FIX_FILES
 from tattle.delivery.config import Config
 from tattle.delivery.events import Publisher
 from tattle.errors import TattleError
@@ -319,6 +319,26 @@ def test_a_fault_of_sts_is_not_called_eventbridges(
     with pytest.raises(TattleError, match=r"^STS can't be reached: .*Could not connect") as away:
         send()
     assert away.value.status == 69
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("credential_process = echo", "Expecting value"),
+        ("credential_process = /nowhere/program", "No such file"),
+        ("web_identity_token_file = /nowhere/token", "No such file"),
+    ],
+)
+def test_a_profiles_own_source_of_credentials_is_named(
+    setting: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = "role_arn = arn:aws:iam::012345678901:role/x\n" if "token" in setting else ""
+    (tmp_path / "config").write_text(f"[default]\n{role}{setting}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    source = setting.split(maxsplit=1)[0]
+    with pytest.raises(TattleError, match=rf"^no credentials: .* {source}: .*{reason}") as caught:
+        send()
+    assert (caught.value.status, caught.value.advice) == (69, FIX_FILES)
 
 
 def test_a_tag_may_be_empty(imds: Imds) -> None:

@@ -51,9 +51,7 @@ def test_what_was_given_up_waits_for_the_next_event(
     now = time.time()
     record = tmp_path / "spool" / f"{int((now + accepted) * 1e9):020d}-1"
     record.touch()
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: now + noted)
-        fault.keep(spool, TattleError("EventBridge is away", 69), waiting=1, gave_up=True)
+    fault.keep(spool, TattleError("EventBridge is away", 69), 1, True, now + noted)
     if woken:
         (tmp_path / "spool" / WAKE).touch()
     assert is_given_up(spool) == given_up

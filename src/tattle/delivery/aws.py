@@ -45,6 +45,8 @@ NO_CREDENTIALS = (
 )
 ROLE = "iam-role"  # botocore's provider of the instance's role
 FROM_IMDS = (ROLE, "Ec2InstanceMetadata")  # the latter is a profile's credential_source
+# A profile's settings that name another source than the instance's role
+PROFILE_SOURCES = ("credential_process", "web_identity_token_file", "mfa_serial", "sso_session")
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
 ASSUME = "the trust policy of the role in root's ~/.aws/config must name this instance's role"
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
@@ -118,9 +120,14 @@ def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
             if credentials is None:
                 raise exceptions.NoCredentialsError
             parts = credentials.get_frozen_credentials()  # of STS, for some
-        except (ValueError, TypeError, RuntimeError) as error:  # botocore does not validate them
-            reason = str(error)
-            raise exceptions.CredentialRetrievalError(provider=ROLE, error_msg=reason) from error
+        except (ValueError, TypeError, RuntimeError, OSError, EOFError) as error:
+            # botocore does not validate what IMDS, or a profile's program or file, gives it.
+            profile = session.get_scoped_config()
+            provider = next((source for source in PROFILE_SOURCES if source in profile), ROLE)
+            reason = str(error) or type(error).__name__
+            raise exceptions.CredentialRetrievalError(
+                provider=provider, error_msg=reason
+            ) from error
         if not all(map(valid_in_header, (parts.access_key, parts.token or "none"))):
             method = credentials.method
             raise exceptions.CredentialRetrievalError(provider=method, error_msg="not printable")

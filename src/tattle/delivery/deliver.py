@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
+import tattle
 from tattle.delivery.config import Config, load
 from tattle.delivery.fault import Unanswered, forget, keep, last
 from tattle.delivery.leave import leave_login
@@ -58,9 +59,8 @@ def main(arguments: list[str]) -> int:
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
     status = os.EX_UNAVAILABLE
     try:
-        if not from_archive():
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        elif AGAIN not in arguments:
+        close_inherited()
+        if from_archive() and AGAIN not in arguments:
             # Nothing is unpacked, or the front door could not use it.
             with contextlib.suppress(TattleError):  # raised again below, and kept as the fault
                 repair()
@@ -75,6 +75,14 @@ def main(arguments: list[str]) -> int:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
     os._exit(status)  # the standby delivers what has just been accepted
+
+
+def close_inherited() -> None:
+    """Close what the login had open, however high its number; not the archive that we run from."""
+    ours = {0, 1, 2, *map(int, re.findall("^/proc/self/fd/([0-9]+)/", tattle.__path__[0]))}
+    for fd in {*map(int, os.listdir("/proc/self/fd"))} - ours:
+        with contextlib.suppress(OSError):  # that of the listing
+            os.close(fd)
 
 
 def begin_anew(*arguments: str) -> NoReturn:
@@ -147,7 +155,7 @@ class Deliverer:
                 if time.monotonic() - began > LIFE or not self.more_within(linger):
                     return True
                 continue
-            before = self.delivered
+            before, tried = self.delivered, time.time()
             fault = self.deliver(names)
             if self.delivered > before:
                 success, pauses = time.monotonic(), backoff()
@@ -155,7 +163,7 @@ class Deliverer:
                 resending = resend_pauses()
                 continue
             gives_up = time.monotonic() - success > GIVE_UP_AFTER
-            self.keep_fault(fault, gives_up)
+            self.keep_fault(fault, gives_up, tried)
             if gives_up:
                 return False
             if isinstance(fault, Unanswered):
@@ -170,7 +178,14 @@ class Deliverer:
         """
         self.kept_back = None
         try:
-            self.remove_delivered()
+            try:
+                self.remove_delivered()
+            except TattleError as error:  # what is in the other spool can be sent
+                self.kept_back = error
+                unwritable = {self.spool_of[name] for name in self.unremoved}
+                names = [name for name in names if self.spool_of[name] not in unwritable]
+                if not names:
+                    raise
             with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
                 publisher = self.current_publisher()
                 publisher.prepared_client()
@@ -297,14 +312,17 @@ class Deliverer:
 
     def remove_delivered(self) -> None:
         """Remove what EventBridge has. Raises TattleError; it is not sent a second time then."""
+        fault = None
         for spool in self.spools:
             names = sorted(name for name in self.unremoved if self.spool_of[name] is spool)
             try:
                 spool.remove(names)
+                self.unremoved.difference_update(names)
             except OSError as error:
-                fault = f"can't remove what is delivered from {spool.path}: {error.strerror}"
-                raise TattleError(fault, os.EX_IOERR, "sudo tattle check") from error
-        self.unremoved.clear()
+                message = f"can't remove what is delivered from {spool.path}: {error.strerror}"
+                fault = TattleError(message, os.EX_IOERR, "sudo tattle check")
+        if fault:
+            raise fault
 
     def more_within(self, seconds: float) -> bool:
         """Stay for so long; tell whether there is a record to deliver."""
@@ -338,8 +356,11 @@ class Deliverer:
         self.spool_of = {**{name: self.spool_of[name] for name in self.unremoved}, **found}
         return sorted(found.keys() - self.stuck)
 
-    def keep_fault(self, error: TattleError, gave_up: bool) -> None:
-        """Keep and log what keeps events back; the same fault is logged once."""
+    def keep_fault(self, error: TattleError, gave_up: bool, tried: float) -> None:
+        """Keep and log what keeps back the events that were there when it was tried.
+
+        The same fault is logged once.
+        """
         if self.fault is None:
             self.delivered = 0  # what had not waited
         if self.fault is None or without_digits(error) != without_digits(self.fault):
@@ -349,7 +370,7 @@ class Deliverer:
         self.fault = error
         waiting = len(self.waiting())
         for spool in self.spools:
-            keep(spool, error, waiting, gave_up)
+            keep(spool, error, waiting, gave_up, tried)
 
     def recovered(self, late: bool) -> None:
         """Forget the fault, and log that events are delivered again."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from typing import NamedTuple
 
 from tattle.errors import TattleError
@@ -22,7 +21,7 @@ class Unanswered(TattleError):  # noqa: N818
 
 
 class Fault(NamedTuple):
-    """What kept events back, and when that was last seen: seconds since the epoch."""
+    """What kept events back, and when that was last tried: seconds since the epoch."""
 
     time: float
     message: str
@@ -31,9 +30,9 @@ class Fault(NamedTuple):
     gave_up: bool = False  # the deliverer, until the next login, logout or flush
 
 
-def keep(spool: Spool, error: TattleError, waiting: int, gave_up: bool) -> None:
+def keep(spool: Spool, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
     """Keep it; where that can't be written, the log has it all the same."""
-    fault = Fault(time.time(), str(error), error.advice, waiting, gave_up)
+    fault = Fault(tried, str(error), error.advice, waiting, gave_up)
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(os.open(FAULT_NEW, flags, 0o600, dir_fd=spool.fd), "w") as file:

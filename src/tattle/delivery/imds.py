@@ -91,7 +91,9 @@ class Imds:
             )
         if not self._token:
             asked = {f"{TOKEN_HEADER}-ttl-seconds": str(TOKEN_SECONDS)}
-            token = self._request("PUT", TOKEN, asked) or self._not_found("PUT", TOKEN)
+            token = self._request("PUT", TOKEN, asked)
+            if token is None:
+                self._not_found("PUT", TOKEN)
             if not valid_in_header(token):
                 self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", FAULTY)
             self._token = token
@@ -99,12 +101,14 @@ class Imds:
 
     def identity(self) -> IdentityDocument:
         """Return the instance's identity document."""
-        text = self.get(IDENTITY) or self._not_found("GET", IDENTITY)
+        text = self.get(IDENTITY)
+        if text is None:
+            self._not_found("GET", IDENTITY)
         found = f"answers 200 to GET {_short(IDENTITY)} with"
         try:
             document = json.loads(text)
             missing = [name for name in NEEDED if not document.get(name)]
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             self._fail(f"{found} no identity document", FAULTY)
         if missing:
             self._fail(f"{found} an identity document without {', '.join(missing)}", FAULTY)
@@ -115,7 +119,9 @@ class Imds:
 
     def role_expiration(self) -> datetime.datetime:
         """Return until when the role's credentials are valid; the error says why there are none."""
-        roles = self.get(ROLES) or self._not_found("GET", ROLES, ATTACH, os.EX_NOPERM)
+        roles = self.get(ROLES)
+        if roles is None:
+            self._not_found("GET", ROLES, ATTACH, os.EX_NOPERM)
         role = roles.split("\n")[0]
         try:
             answer = json.loads(self.get(ROLES + role) or "")
@@ -129,7 +135,7 @@ class Imds:
             if not all(valid_in_header(answer[part]) for part in CREDENTIALS):
                 raise ValueError
             expiration = datetime.datetime.strptime(answer["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             self._fail(f"gives malformed credentials for the role {role}", REATTACH, os.EX_NOPERM)
         return expiration.replace(tzinfo=datetime.timezone.utc)
 

@@ -27,6 +27,7 @@ DEAD_AFTER = {DELIVERER: 60.0, STANDBY: 5.0}
 TURN_SECONDS = 30.0
 POLL_SECONDS = 0.1  # between two looks of a standby
 SPOOLS = {PATH.encode(), EMERGENCY_PATH.encode()}
+LOW_DESCRIPTORS = 64  # a deliverer closes what it inherited, so its locks are among these
 END_SECONDS = 5.0  # for a killed process to be gone
 
 
@@ -149,24 +150,31 @@ def end_holders(spool: Spool, name: str) -> bool:
 
 
 def holders(spool: Spool, name: str) -> list[int]:
-    """Return the ids of the processes that hold that lock: proc(5), fdinfo.
+    """Return the ids of the processes that hold that lock: proc_locks(5).
 
-    By the path, so that no file system of a user's is asked for anything.
+    The kernel's list has inodes, which are unique only with a device that some file systems hide;
+    a link in /proc has the path, and asks no file system of a user's.
     """
     path = f"{os.path.realpath(spool.path)}/{name}"
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            descriptors = os.listdir(f"/proc/{pid}/fd")
-        except OSError:
-            continue  # it has ended
-        for fd in descriptors:
-            with contextlib.suppress(OSError):  # closed, or not ours to look at
-                info = Path(f"/proc/{pid}/fdinfo/{fd}")
-                opened = os.readlink(f"/proc/{pid}/fd/{fd}")
-                if opened == path and b"FLOCK" in info.read_bytes():
-                    found.append(int(pid))
-    return found
+    inode = os.stat(name, dir_fd=spool.fd, follow_symlinks=False).st_ino
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [
+        int(words[4])
+        for words in locks
+        if words[1] == "FLOCK" and words[5].endswith(f":{inode}") and has_open(words[4], path)
+    ]
+
+
+def has_open(pid: str, path: str) -> bool:
+    """Tell whether a process has that path open, as a deliverer has it: with a low descriptor.
+
+    A user's process may have a million, which took minutes.
+    """
+    for fd in range(LOW_DESCRIPTORS):
+        with contextlib.suppress(OSError):  # closed, or the process has ended
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+                return True
+    return False
 
 
 def _end(pid: int, process: int, spool: Spool, name: str) -> bool:

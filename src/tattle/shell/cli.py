@@ -159,7 +159,7 @@ def smoke_test(options: argparse.Namespace) -> int:
     from tattle.delivery.config import load
     from tattle.delivery.events import Publisher
 
-    waiting_for = "IMDS"
+    waiting_for = "IMDS, or STS for a role"
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
     watchdog.daemon = True
     watchdog.start()

@@ -29,7 +29,11 @@ def main() -> int:
     waiting = {spool: {*spool.waiting()} for spool in spools}
     for spool in spools:
         if waiting[spool]:
-            os.close(os.open(WAKE, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=spool.fd))
+            try:
+                os.close(os.open(WAKE, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=spool.fd))
+            except OSError as error:
+                message = f"can't write to {spool.path}: {error.strerror}"
+                raise TattleError(message, os.EX_UNAVAILABLE, "sudo tattle check") from error
     left = sum(map(len, waiting.values()))
     delivered = rejected = 0
     cause = None
