@@ -357,6 +357,19 @@ class TestSpool:
         is_fixed(box, finding)
         assert box.path("/home/ubuntu").stat().st_uid == 6001
 
+    def test_what_stands_in_the_place_of_its_own_files(self, box: Instance) -> None:
+        """By root's mistake: nothing can be delivered."""
+        box.run(["install", "-d", "-m", "700", SPOOL], check=True)
+        box.run(["ln", "-s", "/nowhere", f"{SPOOL}/.standby"], check=True)
+        box.run(["mkdir", f"{SPOOL}/.wake"], check=True)
+        wrong = [finding for finding in check(box) if finding.is_fault]
+        assert [(finding.id, finding.message) for finding in wrong] == [
+            ("spool", f"{SPOOL}/{name} is not a file") for name in (".standby", ".wake")
+        ]
+        for finding in wrong:
+            box.run(["/bin/sh", "-c", finding.advice], check=True)
+        assert faults(check(box)) == {}
+
     def test_a_disk_that_is_read_only(self, box: Instance) -> None:
         box.run(["mount", "-o", "remount,ro", "/var/spool"], check=True)
         try:

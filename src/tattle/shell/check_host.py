@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 import time
@@ -19,10 +20,15 @@ from tattle.delivery.config import Config
 from tattle.delivery.pamd import FOLDERS, Line, Stack, services
 from tattle.errors import TattleError
 from tattle.login.spool import (
+    DELIVERER,
     EMERGENCY_PATH,
+    FAULT,
+    FAULT_NEW,
     LATE_SECONDS,
     PATH,
     REJECTED,
+    STANDBY,
+    WAKE,
     Spool,
     accepted_at,
     is_record,
@@ -34,6 +40,7 @@ from tattle.trust import trusted
 SSHD = "/usr/sbin/sshd"
 SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
+OWN_FILES = (DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
 NOTHING_BACK = "nothing keeps events back"
 NOTHING_ASIDE = "nothing was set aside"
 # The real user id of what these run is their caller's, who may then stop or kill it.
@@ -281,6 +288,9 @@ def disk() -> Finding:
 
 def records(spool: Spool) -> Iterator[Finding]:
     """Look at what waits in a spool, what keeps it back, and at what was set aside."""
+    for path in (f"{spool.path}/{name}" for name in OWN_FILES):
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            yield Finding("spool", ERROR, f"{path} is not a file", f"sudo rm -r {path}")
     names = spool.waiting()
     age = time.time() - accepted_at(names[0]) if names else 0.0
     message = f"{len(names)} waiting in {spool.path}"
