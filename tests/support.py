@@ -79,7 +79,7 @@ def copy_checkout(target: Path) -> None:
     for name in filter(None, os.fsdecode(names).split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
+            shutil.copy(ROOT / name, target / name, follow_symlinks=False)
 
 
 def repacked(artifact: Path, to: Path, change: Callable[[str, bytes], bytes]) -> None:
