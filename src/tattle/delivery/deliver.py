@@ -178,14 +178,7 @@ class Deliverer:
         """
         self.kept_back = None
         try:
-            try:
-                self.remove_delivered()
-            except TattleError as error:  # what is in the other spool can be sent
-                self.kept_back = error
-                unwritable = {self.spool_of[name] for name in self.unremoved}
-                names = [name for name in names if self.spool_of[name] not in unwritable]
-                if not names:
-                    raise
+            names = self.sendable(names)
             with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
                 publisher = self.current_publisher()
                 publisher.prepared_client()
@@ -197,6 +190,21 @@ class Deliverer:
         if self.kept_back and self.kept_back.status != os.EX_TEMPFAIL:
             self.publisher = None  # files, role or network: ask again when trying again
         return self.kept_back
+
+    def sendable(self, names: list[str]) -> list[str]:
+        """Return those that lie where delivered records can be removed, which is done first.
+
+        Raises TattleError if none does.
+        """
+        try:
+            self.remove_delivered()
+        except TattleError as error:
+            self.kept_back = error
+            unwritable = {self.spool_of[name] for name in self.unremoved}
+            names = [name for name in names if self.spool_of[name] not in unwritable]
+            if not names:
+                raise
+        return names
 
     def current_publisher(self) -> Publisher:
         """Return the publisher for the configuration as it is now. Raises TattleError."""

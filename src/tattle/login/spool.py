@@ -25,7 +25,8 @@ STANDBY_SILENT_SECONDS = 3.0  # without a sign of life until hooks no longer rel
 FAULT = ".fault"  # what keeps events back
 FAULT_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN = (REJECTED, DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
+OWN_FILES = (DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
+OWN = (REJECTED, *OWN_FILES)
 
 
 def log(message: str) -> None:

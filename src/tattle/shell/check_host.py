@@ -20,15 +20,11 @@ from tattle.delivery.config import Config
 from tattle.delivery.pamd import FOLDERS, Line, Stack, services
 from tattle.errors import TattleError
 from tattle.login.spool import (
-    DELIVERER,
     EMERGENCY_PATH,
-    FAULT,
-    FAULT_NEW,
     LATE_SECONDS,
+    OWN_FILES,
     PATH,
     REJECTED,
-    STANDBY,
-    WAKE,
     Spool,
     accepted_at,
     is_record,
@@ -40,7 +36,6 @@ from tattle.trust import trusted
 SSHD = "/usr/sbin/sshd"
 SSHD_SECONDS = 3.0
 AUTHSELECT = "/etc/authselect"
-OWN_FILES = (DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
 NOTHING_BACK = "nothing keeps events back"
 NOTHING_ASIDE = "nothing was set aside"
 # The real user id of what these run is their caller's, who may then stop or kill it.
