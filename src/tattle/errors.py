@@ -22,6 +22,15 @@ class TattleError(Exception):
         self.advice = advice
 
 
+class Unanswered(TattleError):  # noqa: N818
+    """What was sent got no answer that says what became of it: it may have arrived."""
+
+    def __init__(self, reason: str) -> None:
+        message = f"EventBridge did not answer, the event may have arrived: {reason}"
+        advice = "a proxy, a firewall or a VPC endpoint that cuts connections? sudo tattle check"
+        super().__init__(message, posix.EX_UNAVAILABLE, advice)
+
+
 def defect(error: Exception) -> TattleError:
     """Return the error for an exception that nobody expected."""
     advice = "please report it, with the output of: tattle --debug"

@@ -36,8 +36,8 @@ FIFO = f"{EVIL}/fifo"
 READERS = {
     "__main__.py",  # is PAM_SERVICE there?
     "delivery/deliver.py",  # sets RES_OPTIONS
-    "delivery/aws.py",  # which of AWS's files does a shell's user name? sets no_proxy
-    "delivery/imds.py",  # AWS_EC2_METADATA_DISABLED
+    "aws/session.py",  # which of AWS's files does a shell's user name? sets no_proxy
+    "aws/imds.py",  # AWS_EC2_METADATA_DISABLED
     "errors.py",  # SUDO_UID: does a command that is advised begin with sudo?
     "shell/check.py",  # NO_COLOR, TERM
     "shell/cli.py",  # PAM_*; sets RES_OPTIONS

@@ -177,8 +177,8 @@ def in_process(
     tmp_path: Path, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
 ) -> InProcess:
     from tattle.delivery import deliver
-    from tattle.delivery.config import Config
     from tattle.delivery.watchdog import Heartbeat
+    from tattle.event.config import Config
     from tattle.login.spool import Spool
 
     clock = Clock(calls=lambda: len(eventbridge.calls()))

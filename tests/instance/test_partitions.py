@@ -18,9 +18,9 @@ from standins.imds import Imds, identity_document
 from standins.instance import TATTLE, Instance
 from standins.server import bind
 from support import need
-from tattle.delivery.config import Config
-from tattle.delivery.events import Publisher
+from tattle.aws.eventbridge import Publisher
 from tattle.errors import TattleError
+from tattle.event.config import Config
 
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 AWS_CONFIG = "[default]\nca_bundle = /root/test-ca.pem\n"

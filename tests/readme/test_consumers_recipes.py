@@ -30,7 +30,7 @@ from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from standins.transformer import transform
 from support import ROOT, clean_environment, need
-from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.shell import recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")

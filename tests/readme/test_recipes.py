@@ -20,9 +20,9 @@ import yaml
 
 from standins.instance import SPOOL, TATTLE, Instance
 from support import ROOT, find_pythons, need
-from tattle.delivery import config
-from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.errors import TattleError
+from tattle.event import config
+from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.login.spool import is_record
 from tattle.shell import recipe
 

@@ -26,11 +26,11 @@ from standins.imds import (
     identity_document,
     role_credentials,
 )
-from tattle.delivery import events
-from tattle.delivery.aws import ASSUME, FIX_FILES
-from tattle.delivery.config import Config
-from tattle.delivery.events import Publisher
+from tattle.aws import eventbridge as events
+from tattle.aws.eventbridge import Publisher
+from tattle.aws.session import ASSUME, FIX_FILES
 from tattle.errors import TattleError
+from tattle.event.config import Config
 from tattle.login.pam import Session
 from tattle.shell import check_aws
 

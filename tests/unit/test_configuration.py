@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standins.eventbridge import LONGEST_DETAIL_TYPE
-from tattle.delivery.config import Config, load, parse
 from tattle.errors import TattleError
+from tattle.event.config import Config, load, parse
 from unit.sessions import attempt, thorough
 
 ARN = "arn:aws:events:us-east-1:012345678901:event-bus/"

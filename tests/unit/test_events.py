@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from standins.eventbridge import ENTRIES_BYTES, check_entry
 from standins.eventbridge import entry_size as size_by_the_stand_in
-from tattle.delivery import config, events
+from tattle.aws import eventbridge as events
 from tattle.delivery.deliver import Deliverer
-from tattle.delivery.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
+from tattle.event import config
+from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.login.pam import Session
 from tattle.login.spool import Spool
 from unit.sessions import attempt, block, blocks, session, sessions, thorough

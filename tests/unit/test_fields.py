@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standins.imds import identity_document
-from tattle.delivery.fields import (
+from tattle.event.fields import (
     DEFAULT,
     FROM_INSTANCE,
     FROM_SESSION,
@@ -22,7 +22,7 @@ from tattle.delivery.fields import (
     event_id,
     session_id,
 )
-from tattle.delivery.imds import IdentityDocument
+from tattle.event.identity import IdentityDocument
 from tattle.login.pam import Session
 from unit.sessions import session, sessions, thorough
 

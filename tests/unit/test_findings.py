@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tattle.shell import check, check_host
+from tattle.shell import check_sshd, report
 from tattle.shell.finding import Finding
 
 FOUND = [
@@ -37,16 +37,16 @@ def _root(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestOutput:
     def test_a_line_for_each_finding_below_it_the_advice_and_then_the_counts(self) -> None:
         """What others chose can't steer the terminal."""
-        assert [*check.as_text(FOUND, "utf-8", False)] == TEXT
+        assert [*report.as_text(FOUND, "utf-8", False)] == TEXT
 
     def test_json_carries_the_same(self) -> None:
-        document = json.loads(check.as_json(FOUND))
+        document = json.loads(report.as_json(FOUND))
         expected = [finding._asdict() for finding in FOUND]
         expected[1]["advice"] = "tee /etc/pam.d/su-l"
         assert (document["schema"], document["findings"]) == (1, expected)
 
     def test_a_terminal_without_the_signs_gets_words(self) -> None:
-        lines = [*check.as_text(FOUND, "ascii", False)]
+        lines = [*report.as_text(FOUND, "ascii", False)]
         assert [line.split()[0] for line in lines] == [
             "ok",
             "warning",
@@ -85,8 +85,8 @@ class TestOutput:
         output = io.StringIO()
         monkeypatch.setattr(output, "isatty", lambda: terminal)
         monkeypatch.setattr("sys.stdout", output)
-        check.report(FOUND, in_json)
-        colours = {code for code in check.COLOURS.values() if code and code in output.getvalue()}
+        report.report(FOUND, in_json)
+        colours = {code for code in report.COLOURS.values() if code and code in output.getvalue()}
         assert len(colours) == (3 if coloured and not in_json else 0)
 
 
@@ -123,10 +123,10 @@ def test_whether_sshd_asks_pam_and_as_which_service(
     if script:
         sshd.write_text(f"#!/bin/sh\n{script}\n")
         sshd.chmod(0o755)
-    monkeypatch.setattr(check_host, "SSHD", str(sshd))
-    check_host.sshd_settings.cache_clear()
-    (found,) = check_host.sshd()
-    check_host.sshd_settings.cache_clear()
+    monkeypatch.setattr(check_sshd, "SSHD", str(sshd))
+    check_sshd.sshd_settings.cache_clear()
+    (found,) = check_sshd.sshd()
+    check_sshd.sshd_settings.cache_clear()
     assert (found.id, found.severity) == ("sshd", severity)
     assert message in found.message
     assert advice in found.advice

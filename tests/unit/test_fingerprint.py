@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from support import need
-from tattle.delivery import fields
-from tattle.delivery.fields import fingerprint
+from tattle.event import fields
+from tattle.event.fields import fingerprint
 
 # OpenSSH 10.6 made it, and says so of it. Earlier versions do not know this type.
 NEW_CERTIFICATE = Path(__file__).with_name("ssh-mldsa44-ed25519-cert.pub")

@@ -1,4 +1,5 @@
-"""Imports point to what stands further left: login ← delivery ← shell, all on four files above."""
+"""Imports point to what stands further left: login ← event ← aws ← delivery ← shell, all on four
+files above; only aws/ knows botocore, and no two modules import each other."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ PACKAGE = ROOT / "src" / "tattle"
 MAY_IMPORT = {
     "": {""},
     "login": {"", "login"},
-    "delivery": {"", "login", "delivery"},
-    "shell": {"", "login", "delivery", "shell"},
+    "event": {"", "login", "event"},
+    "aws": {"", "login", "event", "aws"},
+    "delivery": {"", "login", "event", "aws", "delivery"},
+    "shell": {"", "login", "event", "aws", "delivery", "shell"},
     "recipes": set(),
 }
 
@@ -55,3 +58,24 @@ def test_imports_point_only_to_the_left(name: str) -> None:
     # The front door opens onto each of them.
     allowed = {*MAY_IMPORT} if name == "__main__.py" else MAY_IMPORT[own]
     assert ours(PACKAGE / name) <= allowed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_aws_knows_botocore_and_urllib3(name: str) -> None:
+    foreign = {module.split(".")[0] for module in imported(PACKAGE / name)}
+    if not name.startswith("aws/"):
+        assert not foreign & {"botocore", "urllib3"}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    modules = {"tattle." + name[:-3].replace("/", "."): PACKAGE / name for name in NAMES}
+    uses = {
+        module: {
+            used for used in modules for name in imported(path) if f"{name}.".startswith(f"{used}.")
+        }
+        for module, path in modules.items()
+    }
+    while leaves := [module for module, used in uses.items() if not used & uses.keys()]:
+        for module in leaves:
+            del uses[module]
+    assert not uses, "they import one another in a circle"

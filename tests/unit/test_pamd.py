@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from support import need
-from tattle.delivery.pamd import Line, Stack, services
+from tattle.event.pamd import Line, Stack, services
 
 CASES = Path(__file__).with_name("pam.d")
 SERVICES = [

@@ -207,7 +207,7 @@ def label(patch: pytest.MonkeyPatch, contexts: dict[str, bytes]) -> dict[str, st
 
 def test_a_missing_module_is_found(kernel: Path) -> None:
     unload_module(kernel)
-    found = selinux.finding(kernel, {})
+    found = selinux.problem(kernel, {})
     assert found
     assert found.message == "SELinux is enforcing and lets no login program use tattle"
     assert found.commands == selinux.INSTALL
@@ -220,14 +220,14 @@ def test_selinux_is_in_nobodys_way_unless_it_is_enforcing(kernel: Path, mode: st
     if mode == "absent":
         (kernel / "enforce").unlink()
     assert selinux.mode(kernel) == mode
-    assert selinux.finding(kernel, {}) is None
+    assert selinux.problem(kernel, {}) is None
 
 
 @pytest.mark.parametrize("context", [b"system_u:object_r:var_spool_t:s0\0", b"nonsense\0", b""])
 def test_a_wrong_label_is_found(
     kernel: Path, monkeypatch: pytest.MonkeyPatch, context: bytes
 ) -> None:
-    found = selinux.finding(kernel, label(monkeypatch, {"/spool": context}))
+    found = selinux.problem(kernel, label(monkeypatch, {"/spool": context}))
     assert found
     assert found.message == "SELinux is enforcing; wrong label: /spool"
     assert found.commands == selinux.RESTORE
@@ -237,4 +237,4 @@ def test_right_labels_and_folders_that_are_not_there_yet_are_fine(
     kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     types = label(monkeypatch, {"/cache": b"unconfined_u:object_r:tattle_cache_t:s0\0"})
-    assert selinux.finding(kernel, types) is None
+    assert selinux.problem(kernel, types) is None

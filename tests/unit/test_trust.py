@@ -11,7 +11,7 @@ from pathlib import Path
 import botocore.session
 import pytest
 
-from tattle.delivery.aws import refuse_foreign_files
+from tattle.aws.session import refuse_foreign_files
 from tattle.errors import TattleError
 from tattle.trust import private_folder, trusted
 

@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import tattle
-from tattle.delivery.config import Config, load
-from tattle.delivery.fault import Unanswered, forget, keep, last
+from tattle.delivery.fault import forget, keep, last
 from tattle.delivery.leave import leave_login
-from tattle.delivery.pamd import trusts_sshd
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
-from tattle.errors import TattleError, defect, log
+from tattle.errors import TattleError, Unanswered, defect, log
+from tattle.event.config import Config, load
+from tattle.event.pamd import trusts_sshd
 from tattle.login.pam import Session, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, LATE_SECONDS, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
 if TYPE_CHECKING:
-    from tattle.delivery.events import Entry, Publisher
+    from tattle.aws.eventbridge import Entry, Publisher
 
 TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
 CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
@@ -211,7 +211,7 @@ class Deliverer:
         config = load()
         if self.publisher is None or config != self.config:
             unpack()
-            from tattle.delivery.events import Publisher
+            from tattle.aws.eventbridge import Publisher
 
             self.publisher, self.config = Publisher(config, TIMEOUT), config
         return self.publisher
@@ -236,7 +236,7 @@ class Deliverer:
 
         Sets aside what is no event.
         """
-        from tattle.delivery.events import SIZE_LIMIT, entry_size
+        from tattle.aws.eventbridge import SIZE_LIMIT, entry_size
 
         filling: dict[str, dict[str, Entry]] = {}
         sizes: dict[str, int] = {}

@@ -11,15 +11,6 @@ from tattle.errors import TattleError
 from tattle.login.spool import FAULT, FAULT_NEW, Spool
 
 
-class Unanswered(TattleError):  # noqa: N818
-    """What was sent got no answer that says what became of it: it may have arrived."""
-
-    def __init__(self, reason: str) -> None:
-        message = f"EventBridge did not answer, the event may have arrived: {reason}"
-        advice = "a proxy, a firewall or a VPC endpoint that cuts connections? sudo tattle check"
-        super().__init__(message, os.EX_UNAVAILABLE, advice)
-
-
 class Fault(NamedTuple):
     """What kept events back, and when that was last tried: seconds since the epoch."""
 

@@ -76,3 +76,13 @@ def parse(variables: bytes, context: "dict[str, str] | None" = None) -> Session:
         elif name:
             ours[name] = value
     return Session(pam, ours)
+
+
+def age(session: Session) -> "float | None":
+    """Return the seconds since the session's process started, if the hook could tell."""
+    try:
+        uptime = int(session.context["TATTLE_UPTIME"]) / 1e9
+        started = int(session.context["TATTLE_PARENT_START"]) / posix.sysconf("SC_CLK_TCK")
+    except (KeyError, ValueError, OverflowError):
+        return None
+    return max(0.0, uptime - started)

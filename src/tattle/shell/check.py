@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import locale
 import os
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from tattle import __version__
-from tattle.delivery.config import Config, load
-from tattle.errors import TattleError, one_line, runnable
-from tattle.shell import check_aws, check_host
+from tattle.errors import TattleError
+from tattle.event.config import Config, load
+from tattle.shell import check_aws, check_pam, check_spool, check_sshd, selinux
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding
+from tattle.shell.report import report
 from tattle.shell.version import version
 
 PROBE_SECONDS = 10.0  # for all probes at once
-SCHEMA = 1  # of the JSON; another number where a reader of this one would be misled
 # The exit status is that of the worst finding.
 STATUSES = {ERROR: 1, WARNING: 2, OK: 0, SKIPPED: 0}
-MARKS = {ERROR: "✗", WARNING: "!", OK: "✓", SKIPPED: "-"}
-ARROW = "→"
-WORDS = {ERROR: "ERROR", WARNING: "warning", OK: "ok", SKIPPED: "-"}
-COLOURS = {ERROR: "\033[31m", WARNING: "\033[33m", OK: "\033[32m", SKIPPED: ""}
 # What each probe looks at. There is a finding for each, if only that it was skipped.
 IDS = {
     "host": ("versions", "user"),
@@ -65,10 +57,10 @@ def findings(sending: bool) -> list[Finding]:
         config = Config()  # the configuration's own probe says so
     probes: dict[str, Callable[[], Iterator[Finding]]] = {
         "host": host,
-        "pam": lambda: check_host.pam(config),
-        "sshd": check_host.sshd,
-        "selinux": check_host.selinux,
-        "spool": check_host.spool,
+        "pam": lambda: check_pam.pam(config),
+        "sshd": check_sshd.sshd,
+        "selinux": selinux.probe,
+        "spool": check_spool.spool,
         "configuration": check_aws.configuration,
         "identity": lambda: check_aws.identity(config),
         "role": check_aws.role,
@@ -113,49 +105,6 @@ def with_skipped(probe: str, found: list[Finding]) -> list[Finding]:
     missing = set(IDS[probe]) - {finding.id for finding in found}
     found += [Finding(id_, SKIPPED, reason) for id_ in missing]
     return sorted(found, key=lambda finding: IDS[probe].index(finding.id))
-
-
-def as_json(found: list[Finding]) -> str:
-    """Return the findings for a machine, one a line."""
-    shown = [finding._replace(advice=runnable(finding.advice))._asdict() for finding in found]
-    lines = ",\n".join(json.dumps(finding, ensure_ascii=False) for finding in shown)
-    return f'{{"schema": {SCHEMA}, "version": "{__version__}", "findings": [\n{lines}\n]}}'
-
-
-def as_text(found: list[Finding], encoding: str, colour: bool) -> Iterator[str]:
-    """Yield the lines for a person, the last of which sums up."""
-    try:
-        "".join([*MARKS.values(), ARROW]).encode(encoding)
-        marks, arrow = MARKS, ARROW
-    except (LookupError, UnicodeEncodeError):
-        marks, arrow = WORDS, "->"
-    if colour:
-        marks = {severity: f"{COLOURS[severity]}{mark}\033[0m" for severity, mark in marks.items()}
-    for finding in found:
-        name = f"{finding.id} {finding.service}".rstrip()
-        yield f"{marks[finding.severity]} {name}: {one_line(finding.message)}"
-        if finding.advice:
-            yield f"    {arrow} {one_line(runnable(finding.advice))}"
-    count = Counter(finding.severity for finding in found)
-    numbers = [
-        f"{count[severity]} {word}{'s' if count[severity] != 1 else ''}"
-        for severity, word in ((ERROR, "error"), (WARNING, "warning"))
-    ]
-    yield f"{', '.join(numbers)}, {count[OK]} ok, {count[SKIPPED]} skipped"
-
-
-def report(found: list[Finding], in_json: bool) -> None:
-    """Print the findings."""
-    if in_json:
-        print(as_json(found))
-        return
-    encoding = "ascii"
-    with contextlib.suppress(locale.Error):  # Python itself was started to speak UTF-8
-        locale.setlocale(locale.LC_CTYPE, "")
-        encoding = locale.nl_langinfo(locale.CODESET)
-    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    for line in as_text(found, encoding, sys.stdout.isatty() and wanted):
-        print(line)
 
 
 def main(sending: bool, in_json: bool) -> NoReturn:

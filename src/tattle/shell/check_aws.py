@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import email.utils
 import json
 import os
 import socket
-import time
 import urllib.parse
 from collections.abc import Iterator
 
-from botocore.awsrequest import AWSRequest
-from botocore.httpsession import URLLib3Session
-
-from tattle.delivery.aws import ROLE, arn, aws_session, faults, find_credentials
-from tattle.delivery.config import PATH, Config, load
-from tattle.delivery.events import Publisher, proxies
-from tattle.delivery.imds import REATTACH
+from tattle.aws.connection import seconds_ahead
+from tattle.aws.eventbridge import Publisher
+from tattle.aws.imds import REATTACH
+from tattle.aws.session import ROLE, arn, aws_session, find_credentials
 from tattle.errors import TattleError
+from tattle.event.config import PATH, Config, load
 from tattle.shell.finding import ERROR, OK, SKIPPED, Finding, failed
 
 TIMEOUT = 3.0  # seconds for a connection, and for an answer
@@ -94,18 +90,13 @@ def endpoint(config: Config) -> Iterator[Finding]:
             yield Finding("name", ERROR, message, advice)
             return
         yield Finding("name", OK, f"{host} resolves to {', '.join(sorted(addresses)[:3])}")
-    verify = config.ca_bundle or publisher.aws.get_config_variable("ca_bundle") or True
-    http = URLLib3Session(verify=verify, proxies=proxies(config), timeout=TIMEOUT)
     try:
-        with faults():
-            answer = http.send(AWSRequest("GET", url).prepare())
+        ahead = seconds_ahead(publisher, TIMEOUT)
     except TattleError as error:
         yield failed("endpoint", error)
         return
     yield Finding("endpoint", OK, f"{url} answers")
-    date = answer.headers.get("Date")
-    if date:
-        ahead = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+    if ahead is not None:
         message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} EventBridge's"
         if abs(ahead) < CLOCK_TOLERANCE:
             yield Finding("clock", OK, message)

@@ -15,7 +15,7 @@ from tattle.errors import TattleError, defect, one_line, runnable
 from tattle.unpack import repair, unpack
 
 if TYPE_CHECKING:
-    from tattle.delivery.events import Entry
+    from tattle.aws.eventbridge import Entry
 
 # What --debug shows: botocore's other loggers print credentials and tokens.
 LOGGERS = (
@@ -155,9 +155,9 @@ def smoke_test(options: argparse.Namespace) -> int:
     session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
-    from tattle.delivery.aws import find_credentials
-    from tattle.delivery.config import load
-    from tattle.delivery.events import Publisher
+    from tattle.aws.eventbridge import Publisher
+    from tattle.aws.session import find_credentials
+    from tattle.event.config import load
 
     waiting_for = "IMDS, or STS for a role"
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
@@ -243,8 +243,8 @@ def own_iam_policy() -> str:
 
     try:
         unpack()
-        from tattle.delivery.aws import arn, aws_session
-        from tattle.delivery.config import load
+        from tattle.aws.session import arn, aws_session
+        from tattle.event.config import load
 
         buses = load().buses()
         session, imds = aws_session()

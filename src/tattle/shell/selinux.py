@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tattle.shell.finding import ERROR, OK, SKIPPED, Finding
 
 SELINUX = Path("/sys/fs/selinux")  # the kernel's interface, selinux(8)
 TYPES = {  # as recipes/tattle.cil has them
@@ -23,7 +26,21 @@ class Problem(NamedTuple):
     commands: tuple[str, ...]
 
 
-def finding(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Problem | None:
+def probe() -> Iterator[Finding]:
+    """Look whether SELinux lets login programs use tattle."""
+    if os.geteuid() != 0:
+        yield Finding("selinux", SKIPPED, "needs root")
+        return
+    found = problem()
+    if found:
+        root = ("semodule", "restorecon")
+        commands = [f"sudo {one}" if one.startswith(root) else one for one in found.commands]
+        yield Finding("selinux", ERROR, found.message, " && ".join(commands))
+    else:
+        yield Finding("selinux", OK, mode())
+
+
+def problem(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Problem | None:
     """Return what SELinux is in the way of, None if it is not. Needs root."""
     if mode(selinux) != "enforcing":
         return None

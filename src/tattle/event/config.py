@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tattle.delivery.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.errors import TattleError
+from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.event.identity import REGION
 from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
-REGION = r"[a-z0-9]+(-[a-z0-9]+)+"
-# PutEventsRequestEntry, but for the region: there will be others
+# PutEventsRequestEntry
 BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
 
 

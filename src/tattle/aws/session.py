@@ -20,16 +20,16 @@ from botocore.session import Session as AwsSession
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from tattle import __version__
-from tattle.delivery.config import PATH
-from tattle.delivery.imds import (
+from tattle.aws.imds import (
     ATTEMPTS,
     PARTITION,
     TIMEOUT,
-    IdentityDocument,
     Imds,
     valid_in_header,
 )
 from tattle.errors import TattleError
+from tattle.event.config import PATH
+from tattle.event.identity import IdentityDocument
 from tattle.trust import trusted
 
 # PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.

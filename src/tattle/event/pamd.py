@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from tattle.delivery.fields import age
-from tattle.login.pam import Session
+from tattle.login.pam import Session, age
 
 OFF = re.compile(r"[+-]?0*(\D|$)")  # user_readenv= as pam_env reads it: atoi(3)
 FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")  # the second is the vendor's

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -16,10 +15,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tattle.login.pam import Session
+from tattle.login.pam import Session, age
 
 if TYPE_CHECKING:
-    from tattle.delivery.imds import IdentityDocument
+    from tattle.event.identity import IdentityDocument
 
 DEFAULT = ("username", "remote_host", "session")
 ABSENT = object()  # the field has no meaning here and is left out; None becomes null
@@ -73,16 +72,6 @@ def duration(session: Session) -> object:
         return ABSENT
     seconds = age(session)
     return None if seconds is None else int(seconds)
-
-
-def age(session: Session) -> float | None:
-    """Return the seconds since the session's process started, if the hook could tell."""
-    try:
-        uptime = int(session.context["TATTLE_UPTIME"]) / 1e9
-        started = int(session.context["TATTLE_PARENT_START"]) / os.sysconf("SC_CLK_TCK")
-    except (KeyError, ValueError, OverflowError):
-        return None
-    return max(0.0, uptime - started)
 
 
 def auth_method(session: Session) -> str | None:

@@ -17,7 +17,11 @@ from botocore import exceptions
 from botocore.config import Config as ClientConfig
 from botocore.parsers import ResponseParserError
 
-from tattle.delivery.aws import (
+from tattle.aws.imds import (
+    DOMAIN,
+    TAG,
+)
+from tattle.aws.session import (
     advice,
     arn,
     aws_session,
@@ -28,15 +32,10 @@ from tattle.delivery.aws import (
     redacted,
     service_name,
 )
-from tattle.delivery.config import PATH, Config
-from tattle.delivery.fault import Unanswered
-from tattle.delivery.fields import detail
-from tattle.delivery.imds import (
-    DOMAIN,
-    TAG,
-    IdentityDocument,
-)
-from tattle.errors import TattleError
+from tattle.errors import TattleError, Unanswered
+from tattle.event.config import PATH, Config
+from tattle.event.fields import detail
+from tattle.event.identity import IdentityDocument
 from tattle.login.pam import Session
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them

@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import re
-from typing import NoReturn, TypedDict, cast
+from typing import NoReturn, cast
 
 from botocore.exceptions import InvalidIMDSEndpointError
 from botocore.session import Session
@@ -19,8 +19,8 @@ from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
-from tattle.delivery.config import REGION
 from tattle.errors import TattleError
+from tattle.event.identity import REGION, IdentityDocument
 
 TIMEOUT = 1  # seconds for a connection, and for an answer
 ATTEMPTS = 3
@@ -56,18 +56,6 @@ NEEDED = {
     "region": REGION,
 }
 CREDENTIALS = ("AccessKeyId", "SecretAccessKey", "Token")
-
-
-class IdentityDocument(TypedDict, total=False):
-    """The identity document, as far as tattle reads it; the first three are always there."""
-
-    accountId: str
-    instanceId: str
-    region: str
-    availabilityZone: str
-    imageId: str
-    instanceType: str
-    privateIp: str
 
 
 class Imds:

@@ -1,0 +1,113 @@
+"""The probe of the spool: its disk, what waits in it, what keeps that back, what was set aside."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import time
+from collections.abc import Iterator
+
+from tattle.delivery import fault
+from tattle.errors import TattleError
+from tattle.login.spool import (
+    EMERGENCY_PATH,
+    LATE_SECONDS,
+    OWN_FILES,
+    PATH,
+    REJECTED,
+    Spool,
+    accepted_at,
+    is_record,
+)
+from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
+
+NOTHING_BACK = "nothing keeps events back"
+NOTHING_ASIDE = "nothing was set aside"
+
+
+def spool() -> Iterator[Finding]:
+    """Look at the spool's disk, at what waits, what was set aside, and why."""
+    if os.geteuid() != 0:
+        for id_ in ("disk", "spool", "rejected", "delivery"):
+            yield Finding(id_, SKIPPED, "needs root")
+        return
+    yield disk()
+    if not os.path.lexists(PATH):
+        yield Finding("spool", OK, f"no {PATH} yet: no login since the installation")
+        yield Finding("delivery", OK, NOTHING_BACK)
+        yield Finding("rejected", OK, NOTHING_ASIDE)
+    for path in (PATH, EMERGENCY_PATH):
+        if os.path.lexists(path):
+            try:
+                yield from records(Spool(path))
+            except TattleError as error:
+                yield failed("spool", error)
+
+
+def disk() -> Finding:
+    """Look whether the spool's disk takes more records."""
+    made = os.path.isdir(PATH) and not os.path.islink(PATH)
+    mount = PATH if made else os.path.dirname(PATH)
+    status = os.statvfs(mount)
+    while not os.path.ismount(mount):
+        mount = os.path.dirname(mount)
+    if status.f_flag & os.ST_RDONLY:
+        return Finding("disk", ERROR, f"{mount} is read-only", f"sudo mount -o remount,rw {mount}")
+    full = "" if status.f_bfree and (status.f_ffree or not status.f_files) else "the disk is full"
+    try:
+        if made:
+            Spool().check_room()
+    except TattleError:
+        pass  # the spool's own finding
+    except OSError as error:
+        full = str(error)
+    if full:
+        advice = f"make room: sudo du -xh {mount} | sort -h | tail"
+        return Finding("disk", ERROR, f"{mount}: {full}", advice)
+    return Finding("disk", OK, f"{mount} has room")
+
+
+def records(spool: Spool) -> Iterator[Finding]:
+    """Look at what waits in a spool, what keeps it back, and at what was set aside."""
+    for path in (f"{spool.path}/{name}" for name in OWN_FILES):
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            yield Finding("spool", ERROR, f"{path} is not a file", f"sudo rm -r {path}")
+    names = spool.waiting()
+    age = time.time() - accepted_at(names[0]) if names else 0.0
+    message = f"{len(names)} waiting in {spool.path}"
+    message += f", the oldest for {age:.0f} s" if names else ""
+    severity = ERROR if age > LATE_SECONDS else OK
+    if names and spool.path == EMERGENCY_PATH:
+        severity, message = ERROR, f"{message}; a reboot empties it"
+    if names or spool.path == PATH:
+        yield Finding("spool", severity, message, "sudo tattle flush" if severity == ERROR else "")
+    last = fault.last(spool) if names else None
+    if last:
+        ago = f"{time.time() - last.time:.0f} s ago"
+        yield Finding("delivery", ERROR, f"{last.message} ({ago})", last.advice)
+    elif spool.path == PATH:
+        yield Finding("delivery", OK, NOTHING_BACK)
+    yield from rejected(spool)
+
+
+def count(names: list[str], noun: str) -> str:
+    """Return how many there are, in words."""
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+
+
+def rejected(spool: Spool) -> Iterator[Finding]:
+    """Look at what was set aside: records to send again, and what is no record."""
+    folder = f"{spool.path}/{REJECTED}"
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    events = [name for name in names if is_record(name)]
+    others = [shlex.quote(f"{folder}/{name}") for name in names if not is_record(name)]
+    if events:
+        message = f"{count(events, 'event')} in {folder}: the log says why (journalctl -t tattle)"
+        back = f"sudo sh -c 'mv -n {folder}/[0-9]*-[0-9]* {spool.path}/' && sudo tattle flush"
+        yield Finding("rejected", ERROR, message, f"to send them again: {back}")
+    if others:
+        message = f"{count(others, 'file')} of another kind in {folder}"
+        yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
+    if not names and spool.path == PATH:
+        yield Finding("rejected", OK, NOTHING_ASIDE)
