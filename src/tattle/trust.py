@@ -44,17 +44,14 @@ def foreign(path: str, fault: str, mode: str) -> TattleError:
 def private_folder(path: str) -> int:
     """Open a folder that is this user's alone, made on first use, and return its descriptor.
 
-    Held open, it can't be exchanged under us. Raises OSError or TattleError.
+    Held open, it can't be exchanged under us. No fsync: a login may wait. Raises OSError or
+    TattleError.
     """
     trusted(os.path.dirname(path))
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         pass
-    else:
-        parent = os.open(os.path.dirname(path), os.O_RDONLY)
-        os.fsync(parent)
-        os.close(parent)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tattle.errors import TattleError
-from tattle.login.pam import ITEMS, parse, trusted_block
+from tattle.login.pam import ITEMS, is_whole, parse, trusted_block
 from unit.sessions import attempt, block, blocks, thorough
 
 BLOCK = block(
@@ -93,6 +93,18 @@ class TestARecord:
         with pytest.raises(TattleError, match="open_session or close_session") as refusal:
             parse(block(PAM_USER="u", PAM_TYPE=kind))
         assert refusal.value.status == os.EX_USAGE
+
+    def test_what_a_power_cut_leaves_of_it_is_never_taken_for_a_whole_one(self) -> None:
+        """A part is missing or, as file systems have it, NULs: up to the end, or in between."""
+        record = BLOCK + block(TATTLE_TIME="1", TATTLE_PARENT="2", TATTLE_BOOT="0b4f")
+        assert is_whole(record)
+        assert is_whole(BLOCK + block(TATTLE_BOOT="0b4f", TATTLE_UNVERIFIED_X="y"))  # tattle 1.1's
+        for end in range(len(record)):
+            assert not is_whole(record[:end])
+            for begin in range(end - 1):
+                assert not is_whole(record[:begin] + bytes(end - begin) + record[end:])
+        for begin in range(len(record) - 1):
+            assert not is_whole(record[:begin] + bytes(len(record) - begin))
 
     @thorough
     @given(record=st.one_of(blocks, st.binary(max_size=200)))

@@ -26,7 +26,7 @@ from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
 from tattle.errors import TattleError, Unanswered, defect, log
 from tattle.event.config import Config, load
 from tattle.event.pamd import trusts_sshd
-from tattle.login.pam import Session, parse
+from tattle.login.pam import Session, is_whole, parse
 from tattle.login.spool import EMERGENCY_PATH, FAULT, LATE_SECONDS, PATH, WAKE, Spool, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
@@ -276,8 +276,7 @@ class Deliverer:
         """Return the session that a record tells of. Raises OSError or TattleError."""
         record = self.spool_of[name].read(name)
         session = parse(record)
-        whole = record.endswith(b"\0") and "TATTLE_BOOT" in session.context
-        if not whole or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
+        if not is_whole(record) or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
             raise TattleError("an incomplete record", os.EX_DATAERR)
         return session
 

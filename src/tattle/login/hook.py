@@ -76,6 +76,7 @@ def run(arguments: "list[str]") -> int:
         start_deliverer(spool)
     except OSError as error:
         log(f"can't start a deliverer, the event waits for the next login: {error}")
+        sync(spool, name)
         return posix.EX_TEMPFAIL if seconds else 0
     return wait_for_delivery(spool, name, seconds) if seconds else 0
 
@@ -95,16 +96,16 @@ def context(untrusted: bytes) -> bytes:
     """
     parent = posix.getppid()
     facts = [
+        b"TATTLE_UNVERIFIED_" + variable
+        for variable in untrusted.split(b"\0")
+        if variable.startswith(UNVERIFIED) and len(variable) <= UNVERIFIED_LIMIT
+    ]
+    facts += [
         b"TATTLE_TIME=%d" % time.time_ns(),
         b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         b"TATTLE_PARENT=%d" % parent,
         b"TATTLE_PARENT_START=" + start_time(parent),
-        b"TATTLE_BOOT=" + boot_id(),
-    ]
-    facts += [
-        b"TATTLE_UNVERIFIED_" + variable
-        for variable in untrusted.split(b"\0")
-        if variable.startswith(UNVERIFIED) and len(variable) <= UNVERIFIED_LIMIT
+        b"TATTLE_BOOT=" + boot_id(),  # the last one: pam.is_whole()
     ]
     return b"\0".join(facts) + b"\0"
 
@@ -205,6 +206,14 @@ def start_deliverer(spool: Spool) -> None:
         setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals, until it has left the login
         setsigdef=SIGNALS,
     )
+
+
+def sync(spool: Spool, name: str) -> None:
+    """Have a record on disk that no deliverer looks after. The login waits."""
+    try:
+        spool.sync([name])
+    except OSError as error:
+        log(f"can't be sure that an event is on disk: {error}")
 
 
 def reset_timer_slack() -> None:

@@ -78,6 +78,15 @@ def parse(variables: bytes, context: "dict[str, str] | None" = None) -> Session:
     return Session(pam, ours)
 
 
+def is_whole(record: bytes) -> bool:
+    """Tell whether a record has all its bytes.
+
+    After a power cut it may end early or have NULs in place of a part, since nobody waits until it
+    is on disk. TATTLE_BOOT is its last variable; that of tattle 1.1, which did wait, was not.
+    """
+    return record.endswith(b"\0") and b"\0TATTLE_BOOT=" in record and b"\0\0" not in record
+
+
 def age(session: Session) -> "float | None":
     """Return the seconds since the session's process started, if the hook could tell."""
     try:

@@ -1,8 +1,8 @@
 """The spool: accepted events on disk until EventBridge has them.
 
-One file a record, named so that names sort by the time of acceptance. A record is complete when it
-has its name: a temporary name, fsync, rename, fsync of the folder. What is no record is set aside
-in `rejected/`, and never fatal.
+One file a record, named so that names sort by the time of acceptance. A record is whole when it has
+its name: it is written under a temporary one and renamed. Whoever delivers, and not the login, has
+it on disk: sync(). What is no record is set aside in `rejected/`, and never fatal.
 
 Imported on the login's path: nothing but what the interpreter has loaded by then.
 """
@@ -81,15 +81,21 @@ class Spool:
     # Accepting: the login waits
 
     def accept(self, record: bytes) -> str:
-        """Put a record on disk, durably, and return its name. Raises OSError if that fails."""
+        """Store a record and return its name. Raises OSError if that fails.
+
+        No fsync, no login waits for a disk. If the machine loses power before sync(), the name may
+        be there without the bytes: pam.is_whole().
+        """
         self.check_room()
         name = f"{time.time_ns():020d}-{posix.getpid()}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
         file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
         try:
-            while record:
-                record = record[posix.write(file, record) :]
-            posix.fsync(file)
+            try:
+                while record:
+                    record = record[posix.write(file, record) :]
+            finally:
+                posix.close(file)
             posix.rename(TEMPORARY + name, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except OSError:
             try:
@@ -97,12 +103,6 @@ class Spool:
             except OSError:
                 pass  # stale, it is set aside
             raise
-        finally:
-            posix.close(file)
-        try:
-            posix.fsync(self.fd)
-        except OSError as error:  # a deliverer may have it by now: no second one beside it
-            log(f"can't be sure that an event is on disk: {error}")
         return name
 
     def check_room(self) -> None:
@@ -181,6 +181,28 @@ class Spool:
         flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
         with open(posix.open(name, flags, dir_fd=self.fd), "rb") as file:
             return file.read()
+
+    def sync(self, names: "list[str] | None" = None) -> None:
+        """Have these records, or all, on disk: the bytes, the names, and the spool's own name.
+
+        Raises OSError.
+        """
+        from errno import EINVAL
+
+        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        records = filter(is_record, posix.listdir(self.fd)) if names is None else names
+        for name in (*records, ".", ".."):
+            try:
+                file = posix.open(name, flags, dir_fd=self.fd)
+            except OSError:
+                continue  # delivered in the meantime, or no record
+            try:
+                posix.fsync(file)
+            except OSError as error:
+                if error.errno != EINVAL:  # a FIFO has nothing to write
+                    raise
+            finally:
+                posix.close(file)
 
     def remove(self, names: "list[str]") -> None:
         """Remove files; durably, so that a power cut brings none back."""
