@@ -34,8 +34,9 @@ UNITS = "/etc/systemd/system"
 # and the root of systemd's cgroups is a cgroup of the instance's own.
 INIT = """\
 set -eu
-mount -t tmpfs -o mode=755 tmpfs /var/lib/systemd
 mount -t sysfs -o ro sysfs /sys
+asset_tag=/sys/class/dmi/id/board_asset_tag
+[ ! -e $asset_tag ] || mount --bind /var/lib/cloud/data/instance-id $asset_tag
 mount --rbind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
 exec unshare --cgroup /bin/sh -euc '

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from standins.instance import BOOT_ID, HOSTNAME, REMOTE_HOST, Instance
+from standins.instance import (
+    BOOT_ID,
+    HOSTNAME,
+    INSTANCE_ID,
+    INSTANCE_ID_FILE,
+    REMOTE_HOST,
+    Instance,
+)
 from support import ROOT, eventually, need_root
 
 pytestmark = pytest.mark.root
@@ -73,6 +80,9 @@ def test_the_machine_is_left_alone(box: Instance) -> None:
     names = [line.partition("=")[0] for line in box.run(["env"]).stdout.splitlines()]
     assert names == ["PATH", "LANG", "HOME"]
     assert box.run(["hostname"]).stdout == f"{HOSTNAME}\n" != os.uname().nodename
+    for path in (INSTANCE_ID_FILE, "/sys/class/dmi/id/board_asset_tag"):
+        file = box.path(path)  # the machine may be an EC2 instance, or have no firmware to ask
+        assert not file.exists() or file.read_text() == f"{INSTANCE_ID}\n"
 
 
 def test_a_reboot_keeps_the_spool_and_nothing_that_runs(box: Instance) -> None:

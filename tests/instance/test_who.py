@@ -1,16 +1,29 @@
-"""Who really logged in: the method and the key as sshd saw them, the connection, and what makes two
-events one session. Nothing of it can be put there by the user whom it is about."""
+"""Who really logged in, and where: the method and the key as sshd saw them, the connection, what
+makes two events one session, and the machine. Nothing of it can be put there by the user whom it is
+about."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from standins.instance import BOOT_ID, REMOTE_HOST, SPOOL, TATTLE, Instance
+from standins.instance import (
+    BOOT_ID,
+    HOSTNAME,
+    INSTANCE_ID,
+    INSTANCE_ID_FILE,
+    REMOTE_HOST,
+    SPOOL,
+    SYSTEM_PYTHON,
+    TATTLE,
+    Instance,
+)
 from support import eventually
 
 pytestmark = pytest.mark.root
@@ -243,7 +256,7 @@ class TestUsersWhoWouldLie:
         box.kill_deliverers()
         (name,) = box.spool()
         record = box.path(SPOOL) / name
-        record.write_bytes(re.sub(rb"TATTLE_PARENT_START=\d*", b"", record.read_bytes()))
+        record.write_bytes(re.sub(rb"(PARENT_START=)\d*", rb"\1", record.read_bytes()))
         box.eventbridge.set(fault=None)
         assert box.run([TATTLE, "flush"]).returncode == 0
         (detail,) = box.eventbridge.details()
@@ -354,6 +367,49 @@ class TestSessions:
         assert "duration" not in opened
         assert isinstance(closed["duration"], int)
         assert 1 <= closed["duration"] <= longest
+
+
+@contextmanager
+def host_name(box: Instance, name: bytes) -> Iterator[None]:
+    """What the kernel has as the host's name while entered: any bytes."""
+    rename = [SYSTEM_PYTHON, "-ISc", f"import socket; socket.sethostname({name!r})"]
+    box.run(rename, check=True)
+    try:
+        yield
+    finally:
+        box.run(["hostname", HOSTNAME], check=True)
+
+
+class TestOnWhichMachine:
+    """A record says so itself: a golden image may carry it to another machine."""
+
+    @pytest.mark.parametrize(
+        ("known", "reported"),
+        [
+            (f"{INSTANCE_ID}\n", INSTANCE_ID),
+            ("i-0123456789abcdef0\n", "i-0123456789abcdef0"),
+            ("", ""),
+            ("i-\n", ""),
+            ("i-0g\n", ""),
+            ("iid-datasource-none\n", ""),
+        ],
+    )
+    def test_it_has_the_instance_id_if_the_machine_knows_one(
+        self, known: str, reported: str, box: Instance
+    ) -> None:
+        box.write(INSTANCE_ID_FILE, known)
+        (name,) = box.accept("ubuntu")
+        variables = box.read(f"{SPOOL}/{name}").split("\0")
+        found = [one.partition("=")[2] for one in variables if one.startswith("TATTLE_INSTANCE")]
+        assert found == ([reported] if reported else [])
+
+    @pytest.mark.parametrize("name", [b"the-builder", b"b\xf4b"])
+    def test_the_host_name_is_that_of_the_moment(self, name: bytes, box: Instance) -> None:
+        box.write("/etc/tattle.conf", "[tattle]\nfields = hostname\n")
+        with host_name(box, name):
+            box.accept("ubuntu")
+        assert box.run([TATTLE, "flush"]).returncode == 0
+        assert box.eventbridge.details() == [{"hostname": name.decode(errors="backslashreplace")}]
 
 
 class TestRedelivery:

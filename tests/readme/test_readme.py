@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -435,14 +434,15 @@ class TestFields:
         *most, last = (f"`{field}`" for field in FROM_SSHD)
         assert f"{', '.join(most)} and {last} come from sshd's variables" in readme.words()
 
-    def test_the_examples_are_what_a_session_gives(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(socket, "gethostname", lambda: "ip-10-0-0-5")
+    def test_the_examples_are_what_a_session_gives(self) -> None:
         key = "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
         context = {
             "TATTLE_TIME": "1767323045678901234",
             "TATTLE_UPTIME": "161000000000",
             "TATTLE_PARENT": "4711",
             "TATTLE_PARENT_START": str(100 * 100),
+            "TATTLE_HOST": "ip-10-0-0-5",
+            "TATTLE_INSTANCE": "i-abc123abc123",
             "TATTLE_BOOT": "0b4f6c1e-5a3d-4c2b-9e8f-7a6b5c4d3e2f",
             "TATTLE_UNVERIFIED_SSH_CONNECTION": "1.2.3.4 50022 10.0.0.5 22",
             "TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": f"publickey ssh-ed25519 {key}\n",

@@ -39,7 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 from standins import pam_exec
 from standins.ca import Ca
 from standins.eventbridge import EventBridge
-from standins.imds import Imds
+from standins.imds import Imds, identity_document
 from standins.server import bind
 from standins.syslogd import Line, Syslog
 
@@ -51,6 +51,8 @@ SPOOL = "/var/spool/tattle"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 EVENTBRIDGE_HOST = "events.us-east-1.amazonaws.com"
 HOSTNAME = "ip-10-0-0-5"
+INSTANCE_ID = str(identity_document()["instanceId"])
+INSTANCE_ID_FILE = "/var/lib/cloud/data/instance-id"  # and the firmware's, where there is one
 REMOTE_HOST = "1.2.3.4"  # an address of lo inside, for logins from somewhere else
 USERS = {"ubuntu": 6001, "alice": 6002}
 STARTUP_SECONDS = 20  # a failure, not a limit that is tested
@@ -262,7 +264,7 @@ class Instance:
                 "--kill-child",
                 "/bin/sh",
                 *([] if self._other_root is None else [str(OTHER_ROOT), str(self._other_root)]),
-                *(str(SETUP), HOSTNAME, str(boot_id), str(self.syslog.path)),
+                *(str(SETUP), HOSTNAME, INSTANCE_ID, str(boot_id), str(self.syslog.path)),
             ],
             env=ENVIRONMENT,
             cwd="/",

@@ -2,9 +2,9 @@
 # Makes another folder than the machine's root the throwaway instance's root, a release of Debian's
 # for one, and goes on with instance_setup.sh in there. Nothing is written to that folder.
 #
-# usage: instance_root.sh ROOT SETUP HOSTNAME BOOT_ID_FILE SYSLOG_SOCKET
+# usage: instance_root.sh ROOT SETUP HOSTNAME INSTANCE_ID BOOT_ID_FILE SYSLOG_SOCKET
 set -eu
-root=$1 setup=$2 hostname=$3 boot_id=$4 syslog=$5
+root=$1 setup=$2 hostname=$3 instance_id=$4 boot_id=$5 syslog=$6
 
 mount --bind "$root" "$root"
 mount --bind /proc "$root/proc"
@@ -21,4 +21,4 @@ done
 cd "$root"
 pivot_root . mnt
 umount -l /mnt
-exec /bin/sh /run/setup "$hostname" "/run/${boot_id##*/}" "/run/${syslog##*/}"
+exec /bin/sh /run/setup "$hostname" "$instance_id" "/run/${boot_id##*/}" "/run/${syslog##*/}"

@@ -3,10 +3,10 @@
 # every folder that a login or tattle writes to private and the rest read-only, give the metadata
 # service's addresses to lo, and then adopt and reap orphans until it is killed.
 #
-# usage: instance_setup.sh HOSTNAME BOOT_ID_FILE SYSLOG_SOCKET
+# usage: instance_setup.sh HOSTNAME INSTANCE_ID BOOT_ID_FILE SYSLOG_SOCKET
 # Prints its process id as seen from outside, then "ready".
 set -eu
-hostname=$1 boot_id=$2 syslog=$3
+hostname=$1 instance_id=$2 boot_id=$3 syslog=$4
 
 read -r pid _ </proc/self/stat # this is still the outer /proc
 echo "$pid"
@@ -51,6 +51,12 @@ mount -o remount,bind,ro /
 for folder in /home /run /var/spool /var/cache /var/log /usr/local/bin; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
+# The instance's id as cloud-init keeps it and, where there is firmware to tell it, as that does.
+mount -t tmpfs -o mode=755 tmpfs /var/lib
+mkdir -p /var/lib/cloud/data
+echo "$instance_id" >/var/lib/cloud/data/instance-id
+asset_tag=/sys/class/dmi/id/board_asset_tag
+[ ! -e $asset_tag ] || mount --bind /var/lib/cloud/data/instance-id $asset_tag
 mount -t tmpfs -o mode=700 tmpfs /root
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp

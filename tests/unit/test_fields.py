@@ -122,6 +122,19 @@ def test_an_event_keeps_its_id_and_another_has_another() -> None:
     assert event_id(session()) != event_id(session(PAM_RHOST="h"))
 
 
+@pytest.mark.parametrize(
+    ("context", "reported"),
+    [({"TATTLE_HOST": "then"}, "then"), ({}, "n\\xf4w")],
+    ids=["that of the moment", "of a record of 1.1, this machine's"],
+)
+def test_the_host_name_is_text(
+    context: dict[str, str], reported: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = os.uname_result(("Linux", "n\udcf4w", "6", "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: now)
+    assert said(session(context=context), ("hostname",)) == {"hostname": reported}
+
+
 def test_a_sessions_opening_and_closing_share_its_id() -> None:
     context = {"TATTLE_BOOT": "b", "TATTLE_PARENT": "7", "TATTLE_PARENT_START": "9"}
     opened, closed = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -64,6 +64,12 @@ def session_id(session: Session) -> str | None:
     """Return 32 hexadecimal digits, the same for a session's opened and closed event."""
     process = [session.context.get(f"TATTLE_{part}") for part in ("BOOT", "PARENT", "PARENT_START")]
     return _digest(process) if all(process) else None
+
+
+def hostname(session: Session) -> str:
+    """Return the host name at that moment; for a record of tattle 1.1, the machine's own."""
+    own = os.fsencode(os.uname().nodename).decode(errors="backslashreplace")
+    return session.context.get("TATTLE_HOST", own)
 
 
 def duration(session: Session) -> object:
@@ -151,7 +157,7 @@ FROM_SESSION: dict[str, Callable[[Session], object]] = {
     "service": lambda session: session.pam.get("PAM_SERVICE"),
     "tty": lambda session: session.pam.get("PAM_TTY"),
     "remote_user": lambda session: session.pam.get("PAM_RUSER"),
-    "hostname": lambda session: socket.gethostname(),
+    "hostname": hostname,
     "time": rfc3339,
     "event_id": event_id,
     "session_id": session_id,

@@ -22,6 +22,9 @@ from tattle.login.spool import (
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
+# Where an instance finds its id without asking IMDS: Nitro's firmware has it ("Identify EC2
+# instances" in the EC2 user guide), and cloud-init keeps it, also on Xen.
+INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/var/lib/cloud/data/instance-id")
 WAIT_SECONDS = 5.0  # for --wait without a number
 LONGEST_WAIT_SECONDS = 600.0
 TIMER_SLACK_NS = b"50000"  # the kernel's own
@@ -105,6 +108,7 @@ def context(untrusted: bytes) -> bytes:
         b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         b"TATTLE_PARENT=%d" % parent,
         b"TATTLE_PARENT_START=" + start_time(parent),
+        *machine(),
         b"TATTLE_BOOT=" + boot_id(),  # the last one: pam.is_whole()
     ]
     return b"\0".join(facts) + b"\0"
@@ -125,6 +129,23 @@ def boot_id() -> bytes:
         return read("/proc/sys/kernel/random/boot_id").strip()
     except OSError:
         return b""
+
+
+def machine() -> "list[bytes]":
+    """Return which machine this is, as variables: its host name and, if it can tell, instance id.
+
+    A record may be found by another machine: one that was started from this one's image.
+    """
+    facts = [b"TATTLE_HOST=" + posix.uname().nodename.encode("utf-8", "surrogateescape")]
+    for path in INSTANCE_ID:
+        try:
+            found = read(path).strip()
+        except OSError:
+            continue
+        if found[:2] == b"i-" and found[2:] and not found[2:].strip(b"0123456789abcdef"):
+            facts.append(b"TATTLE_INSTANCE=" + found)
+            break
+    return facts
 
 
 def store(record: bytes) -> "tuple[Spool, str]":
