@@ -74,7 +74,7 @@ LEFT_OUT = {
 # What botocore may call for us: ours, and what makes credentials of a profile with `role_arn`. A
 # profile that needs another service (SSO) gets botocore's UnknownServiceError.
 OPERATIONS = {
-    "events/2015-10-07": ("PutEvents",),
+    "events/2015-10-07": ("DescribeEventBus", "PutEvents"),
     "sts/2011-06-15": ("AssumeRole", "AssumeRoleWithWebIdentity"),
 }
 SHARED_DATA = ("_retry", "endpoints", "partitions", "sdk-default-configuration")

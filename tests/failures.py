@@ -300,14 +300,14 @@ FAILURES = (
         ),
     ),
     Failure(
-        "EventBridge… rejected the event: ResourceNotFoundException: …",
+        "EventBridge, event bus …: ResourceNotFoundException: …",
         78,
-        f"is there such an event bus? See `event-bus` in {CONF}",
+        f"correct `event-bus` in {CONF}; there are: aws events list-event-buses",
         both(
-            file(CONF, "[tattle]\nevent-bus = gone\n"),
-            rejecting("ResourceNotFoundException", "Event bus gone does not exist."),
+            file(CONF, "[tattle]\nevent-bus = secrity\n"),
+            eventbridge(missing_buses=["secrity"]),
         ),
-        findings=("send",),
+        findings=("bus", "send"),
     ),
     Failure("configuration: …", 78, AWS_FILES, file(AWS_CONFIG, "no section\n")),
 )

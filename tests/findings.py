@@ -9,7 +9,7 @@ from standins.instance import TATTLE, Instance
 
 IDS = [
     *("versions", "user", "pam", "environment", "sshd", "selinux", "disk", "spool", "delivery"),
-    *("rejected", "configuration", "identity", "role", "name", "endpoint", "clock", "send"),
+    *("rejected", "configuration", "identity", "role", "name", "endpoint", "clock", "bus", "send"),
 ]
 STATUSES = {"error": 1, "warning": 2, "ok": 0, "skipped": 0}  # the worst one's is check's
 

@@ -188,7 +188,7 @@ class TestWhatIsInside:
         services = {name.split("/")[0] for name in data if "/" in name}
         assert services == {"events", "sts"}
         model = json.loads(archive.read(f"{MADE_HERE}events/2015-10-07/service-2.json"))
-        assert set(model["operations"]) == {"PutEvents"}
+        assert set(model["operations"]) == {"DescribeEventBus", "PutEvents"}
 
     def test_the_front_door_comes_first_and_what_a_login_may_read_is_stored(
         self, archive: zipfile.ZipFile

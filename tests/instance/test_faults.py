@@ -320,12 +320,17 @@ def test_a_call_ends_however_slowly_its_answer_trickles(
 class TestOneBus:
     CONFIG = "[tattle]\nevent-bus = central\n[service sudo]\nevent-bus = forbidden\n"
 
-    def test_its_refusal_holds_up_no_other(self, box: Instance) -> None:
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [("denied_buses", "AccessDeniedException"), ("missing_buses", "does not exist")],
+    )
+    def test_its_refusal_holds_up_no_other(self, setting: str, words: str, box: Instance) -> None:
+        """That it does not exist is one: PutEvents would take the event, and it would be gone."""
         box.write("/etc/tattle.conf", self.CONFIG)
-        box.eventbridge.set(denied_buses=["forbidden"])
+        box.eventbridge.set(**{setting: ["forbidden"]})
         with box.session() as session:
             assert session.hook(service="sudo", user="root").returncode == 0
-            box.syslog.wait_for("AccessDeniedException")
+            box.syslog.wait_for(words)
             assert session.hook(user="ubuntu").returncode == 0
             box.eventbridge.wait_for(1, timeout=10)
         assert box.arrived() == {"ubuntu": 1}
@@ -333,7 +338,7 @@ class TestOneBus:
         assert "event bus forbidden" in line.message
         assert "event bus forbidden" in json.loads(box.read(f"{SPOOL}/.fault"))["message"]
         box.kill_deliverers()  # it would be quicker, now and then
-        box.eventbridge.set(denied_buses=())
+        box.eventbridge.set(**{setting: ()})
         done = box.run([TATTLE, "flush"])
         assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n")
         assert not box.path(f"{SPOOL}/.fault").exists()

@@ -199,11 +199,18 @@ class TestTemplates:
 
     def test_the_role_allows_what_the_policy_does(self) -> None:
         (policy,) = only("iam-role.yaml", "AWS::IAM::Role")["Policies"]
-        (statement,) = policy["PolicyDocument"]["Statement"]
-        arn = statement["Resource"].pop("Fn::Sub").replace("${EventBus}", "default")
-        values = {"Partition": "aws", "Region": "us-east-1", "AccountId": "012345678901"}
-        statement["Resource"] = re.sub(r"\$\{AWS::(\w+)\}", lambda found: values[found[1]], arn)
-        assert policy["PolicyDocument"] == json.loads(recipe.text("iam-policy.json"))
+        reporting, looking = policy["PolicyDocument"]["Statement"]
+        condition, looking, nothing = looking["Fn::If"]
+        assert loaded("iam-role.yaml")["Conditions"] == {
+            condition: {"Fn::Not": [{"Fn::Equals": [{"Ref": "EventBus"}, "default"]}]}
+        }
+        assert nothing == {"Ref": "AWS::NoValue"}
+        values = {"Partition": "aws", "Region": "us-east-1", "AccountId": ACCOUNT}
+        for statement in (reporting, looking):
+            arn = statement["Resource"].pop("Fn::Sub").replace("${EventBus}", "x")
+            statement["Resource"] = re.sub(r"\$\{AWS::(\w+)\}", lambda found: values[found[1]], arn)
+        filled = recipe.iam_policy("aws", "us-east-1", ACCOUNT, ["x"])
+        assert [reporting, looking] == json.loads(filled)["Statement"]
 
 
 def for_moto(name: str) -> dict[str, Any]:

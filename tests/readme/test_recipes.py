@@ -102,9 +102,12 @@ class TestIamPolicy:
         self, place: tuple[str, str, str], buses: list[str], resource: object
     ) -> None:
         filled = json.loads(recipe.iam_policy(*place, buses))
-        assert [one["Resource"] for one in filled["Statement"]] == [resource]
-        filled["Statement"][0]["Resource"] = recipe.PLACEHOLDER
-        assert filled == json.loads(recipe.text("iam-policy.json"))
+        reporting, *looking = filled["Statement"]
+        assert reporting["Resource"] == resource
+        reporting["Resource"] = recipe.PLACEHOLDER
+        assert reporting == json.loads(recipe.text("iam-policy.json"))["Statement"][0]
+        assert [one["Resource"] for one in looking] == ([resource] if buses != [""] else [])
+        assert {one["Action"] for one in looking} <= {"events:DescribeEventBus"}
 
 
 class TestConfiguration:

@@ -1,8 +1,13 @@
-"""A PutEvents endpoint that believes nothing: it recomputes each request's signature, checks each
-entry as Amazon EventBridge does, keeps what it accepted, and fails on demand.
+"""An EventBridge that believes nothing: it recomputes each request's signature, checks each entry
+as Amazon EventBridge does, keeps what it accepted, and fails on demand.
 
 It speaks what botocore 1.42 speaks to the service `events`: AWS JSON 1.1, signed with Signature
-Version 4.
+Version 4. It knows PutEvents and DescribeEventBus.
+
+It is as unhelpful as the real one: PutEvents says yes to a bus that does not exist, and gives an
+event id (aws/aws-cli#9186, aws/aws-sdk#186; localstack/localstack#8264 has a test that passes
+against AWS). Only DescribeEventBus tells: `Event bus NAME does not exist.`, recorded from AWS in
+localstack's tests/aws/services/events/test_events.snapshot.json.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ from standins.server import Answer, Asked, Settings, StandIn, Unanswered
 if TYPE_CHECKING:
     from standins.ca import Ca, TlsConnection
 
-TARGET = "AWSEvents.PutEvents"
+PUT_EVENTS = "AWSEvents.PutEvents"
+DESCRIBE = "AWSEvents.DescribeEventBus"
 CONTENT_TYPE = "application/x-amz-json-1.1"
 
 # https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEvents.html
@@ -46,6 +52,7 @@ SIGNED_AT_LEAST = frozenset({"host", "x-amz-date", "x-amz-security-token", "x-am
 
 _REQUIRED = ("Source", "DetailType", "Detail")
 
+ACCOUNT = "012345678901"
 REGION = "us-east-1"  # of an endpoint whose host name doesn't tell
 REGION_IN_HOST = re.compile(r"^events(?:-fips)?\.([a-z]+(?:-[a-z]+)+-[0-9])\.")
 
@@ -63,15 +70,20 @@ class AwsError(Exception):
         return Answer(self.status, body, CONTENT_TYPE, _request_id())
 
 
-ERRORS = {
-    "access-denied": AwsError(
+def access_denied(action: str, bus: str = "default", policy: str = "identity-based") -> AwsError:
+    """What AWS answers where no policy of that kind allows the action on the bus, or its ARN."""
+    own = f"arn:aws:events:{REGION}:{ACCOUNT}:event-bus/"
+    return AwsError(
         400,
         "AccessDeniedException",
-        "User: arn:aws:sts::012345678901:assumed-role/tattle/i-abc123abc123 is not authorized to "
-        "perform: events:PutEvents on resource: "
-        "arn:aws:events:us-east-1:012345678901:event-bus/default because no identity-based policy "
-        "allows the events:PutEvents action",
-    ),
+        f"User: arn:aws:sts::{ACCOUNT}:assumed-role/tattle/i-abc123abc123 is not authorized to "
+        f"perform: events:{action} on resource: {bus if bus.startswith('arn:') else own + bus} "
+        f"because no {policy} policy allows the events:{action} action",
+    )
+
+
+ERRORS = {
+    "access-denied": access_denied("PutEvents"),
     "throttle": AwsError(400, "ThrottlingException", "Rate exceeded"),
     "expired-token": AwsError(
         400, "ExpiredTokenException", "The security token included in the request is expired"
@@ -105,6 +117,14 @@ class EventBridgeSettings(Settings):
     rejections: Sequence[Rejection] = ()
     denied_buses: Sequence[str] = ()
     """Event buses, by name, that the role may not send to: a call with an entry for one fails."""
+    missing_buses: Sequence[str] = ()
+    """Those that do not exist; all others do. What is sent to one is accepted, and is nowhere."""
+    undescribed_buses: Sequence[str] = ()
+    """Those of the own account that the role may not describe."""
+    shared_buses: Sequence[str] = ()
+    """ARNs of those of other accounts whose policy lets the role describe them."""
+    look_up_fault: str | int | None = None
+    """A fault, as those of PutEvents, but of DescribeEventBus."""
     clock_skew: float = 0.0
     """Seconds by which the service's clock is ahead of the machine's."""
     certificate: str = "good"
@@ -158,6 +178,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
             self._tls.sni_callback = self._show_certificate  # type: ignore[assignment]
         self._entries: list[Entry] = []
         self._calls: list[Call] = []
+        self._looked_up: list[str] = []
         self._in_progress = 0
         self._most_in_progress = 0
         self._calls_under_fault = 0
@@ -175,8 +196,14 @@ class EventBridge(StandIn[EventBridgeSettings]):
         return [entry.detail for entry in self.entries()]
 
     def calls(self) -> list[Call]:
+        """The PutEvents calls."""
         with self._changed:
             return list(self._calls)
+
+    def looked_up(self) -> list[str]:
+        """The names of the buses that were asked for."""
+        with self._changed:
+            return list(self._looked_up)
 
     def most_in_progress(self) -> int:
         """How many calls were at most in progress at one time."""
@@ -214,6 +241,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
         with self._changed:
             self._entries.clear()
             self._calls.clear()
+            self._looked_up.clear()
             self._most_in_progress = self._in_progress
             self._calls_under_fault = 0
             self._rejected.clear()
@@ -240,6 +268,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
         return time.time() + self.settings.clock_skew
 
     def answer(self, asked: Asked) -> Answer:
+        if asked.headers.get("x-amz-target") == DESCRIBE:
+            return self._describe(asked)
         with self._changed:
             self._in_progress += 1
             self._most_in_progress = max(self._most_in_progress, self._in_progress)
@@ -249,6 +279,23 @@ class EventBridge(StandIn[EventBridgeSettings]):
         finally:
             with self._changed:
                 self._in_progress -= 1
+
+    def _describe(self, asked: Asked) -> Answer:
+        settings, fault = self.settings, self.settings.look_up_fault
+        try:
+            bus = json.loads(asked.body)["Name"]
+            with self._changed:
+                self._looked_up.append(bus)
+            self._authenticate(asked)
+            if fault in ERRORS:
+                raise ERRORS[str(fault)]
+            if fault is not None:
+                return self.fail(fault)
+            arn = described(bus, settings, self._region(asked))
+        except AwsError as error:
+            return error.answer()
+        body = json.dumps({"Arn": arn, "Name": arn.partition("/")[2]})
+        return Answer(200, body.encode(), CONTENT_TYPE, _request_id())
 
     def _fault_of_this_call(self) -> str | int | None:
         settings = self.settings
@@ -269,8 +316,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
             if fault in ERRORS:
                 raise ERRORS[str(fault)]
             buses = {entry.get("EventBusName", "default") for entry in entries}
-            if buses & {*self.settings.denied_buses}:
-                raise ERRORS["access-denied"]
+            for bus in buses & {*self.settings.denied_buses}:
+                raise access_denied("PutEvents", bus)
             check_request(entries)
         except AwsError as error:
             self._record(asked, entries, error.code)
@@ -287,10 +334,11 @@ class EventBridge(StandIn[EventBridgeSettings]):
         return answer
 
     def _authenticate(self, asked: Asked) -> None:
-        host = asked.headers.get("host", "")
-        in_host = REGION_IN_HOST.match(host)
-        region = in_host[1] if in_host else REGION
-        verify_signature(asked, self.settings.credentials, region, self.now())
+        verify_signature(asked, self.settings.credentials, self._region(asked), self.now())
+
+    def _region(self, asked: Asked) -> str:
+        in_host = REGION_IN_HOST.match(asked.headers.get("host", ""))
+        return in_host[1] if in_host else REGION
 
     def error(self, status: int) -> Answer:
         code = {500: "InternalException", 503: "ServiceUnavailable"}.get(status, "Fault")
@@ -306,6 +354,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
                 else:
                     event_id = str(uuid.uuid4())
                     results.append({"EventId": event_id})
+                    if entry.get("EventBusName") in self.settings.missing_buses:
+                        continue
                     self._entries.append(Entry(entry, event_id, asked.arrived))
             self._record(asked, entries, "accepted")
         failed_count = sum("ErrorCode" in result for result in results)
@@ -335,10 +385,30 @@ class EventBridge(StandIn[EventBridgeSettings]):
             self._changed.notify_all()
 
 
+def described(bus: str, settings: EventBridgeSettings, region: str) -> str:
+    """The ARN of a bus; AwsError if there is none, or the role may not see it.
+
+    Another region's is refused in these words (aws-samples/amazon-eventbridge-resource-policy-
+    samples#10, of PutRule), and another account's where no policy of the bus allows it: aws/aws-cdk
+    #26032, of PutRule.
+    """
+    in_arn = re.fullmatch(r"arn:[\w-]+:events:([\w-]+):([0-9]{12}):event-bus/.+", bus)
+    if in_arn and in_arn[1] != region:
+        raise AwsError(400, "ValidationException", "Cross-region api call is not allowed.")
+    if in_arn and in_arn[2] != ACCOUNT and bus not in settings.shared_buses:
+        raise access_denied("DescribeEventBus", bus, "resource-based")
+    if bus in settings.undescribed_buses:
+        raise access_denied("DescribeEventBus", bus)
+    if bus in settings.missing_buses:
+        name = bus.rpartition(":event-bus/")[2]
+        raise AwsError(400, "ResourceNotFoundException", f"Event bus {name} does not exist.")
+    return bus if in_arn else f"arn:aws:events:{region}:{ACCOUNT}:event-bus/{bus}"
+
+
 def parse(asked: Asked) -> list[Any]:
     """The request's entries; AwsError if it isn't a PutEvents call."""
     target = asked.headers.get("x-amz-target")
-    if (asked.method, asked.path, target) != ("POST", "/", TARGET):
+    if (asked.method, asked.path, target) != ("POST", "/", PUT_EVENTS):
         raise AwsError(404, "UnknownOperationException", "Unknown operation")
     if asked.headers.get("content-type") != CONTENT_TYPE:
         raise AwsError(404, "UnknownOperationException", "Unknown content type")

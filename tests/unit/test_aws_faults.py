@@ -170,8 +170,8 @@ def _impatient(on_ec2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_aws, "TIMEOUT", TIMEOUT)
 
 
-def send() -> None:
-    publisher = Publisher(Config(), TIMEOUT)
+def send(config: Config | None = None) -> None:
+    publisher = Publisher(config or Config(), TIMEOUT)
     session = Session(
         {"PAM_TYPE": "open_session", "PAM_USER": "test"}, {"TATTLE_TIME": str(time.time_ns())}
     )
@@ -267,6 +267,71 @@ def test_an_endpoint_that_is_not_reached_is_found(
     assert findings[-1].severity == "error"
     assert re.search(found, findings[-1].message)
     assert advice in findings[-1].advice
+
+
+CENTRAL = "arn:aws:events:us-east-1:222222222222:event-bus/central"
+
+
+@pytest.mark.parametrize(
+    ("bus", "settings", "severity", "words"),
+    [
+        ("audit", {}, "ok", "audit in us-east-1"),
+        (CENTRAL, {"shared_buses": [CENTRAL]}, "ok", CENTRAL),
+        ("audit", {"undescribed_buses": ["audit"]}, "warning", "can't be sure.*DescribeEventBus"),
+        (CENTRAL, {}, "warning", "can't be sure.*no resource-based policy"),
+        (CENTRAL.replace("us-", "eu-"), {}, "warning", "Cross-region"),
+        *(
+            ("audit", {"look_up_fault": fault}, "warning", "can't be sure")
+            for fault in ("throttle", "hang", "reset", "rubbish", "empty", 404, 500)
+        ),
+    ],
+)
+def test_a_bus_that_exists_or_can_not_be_looked_up_gets_its_events(
+    bus: str,
+    settings: dict[str, Any],
+    severity: str,
+    words: str,
+    eventbridge: EventBridge,
+) -> None:
+    eventbridge.set(**settings)
+    send(Config(event_bus=bus))
+    assert [entry.raw["EventBusName"] for entry in eventbridge.entries()] == [bus]
+    (found,) = check_aws.buses(Config(event_bus=bus))
+    assert (found.id, found.severity) == ("bus", severity)
+    assert re.search(words, found.message)
+    assert bool(found.advice) == (severity == "warning")
+
+
+def test_nothing_is_sent_to_a_bus_that_does_not_exist(eventbridge: EventBridge) -> None:
+    eventbridge.set(missing_buses=["secrity"])
+    config = Config(services={"su": Config(event_bus="secrity")})
+    default, missing = check_aws.buses(config)
+    assert (default.severity, missing.severity) == ("ok", "error")
+    with pytest.raises(TattleError, match="Event bus secrity does not exist") as caught:
+        send(Config(event_bus="secrity"))
+    assert (str(caught.value), caught.value.advice) == (missing.message, missing.advice)
+    assert caught.value.status == 78
+    assert not eventbridge.calls()
+    send(config)
+    assert len(eventbridge.entries()) == 1
+
+
+def test_a_bus_is_looked_up_once_but_again_after_throttling(eventbridge: EventBridge) -> None:
+    publisher = Publisher(Config(event_bus="audit"), TIMEOUT)
+    eventbridge.set(look_up_fault="throttle")
+    for looked_up in (1, 2):
+        assert publisher.look_up("audit")
+        assert len(eventbridge.looked_up()) == looked_up
+    eventbridge.set(look_up_fault=None)
+    for bus in ("", "default", "audit", "audit"):
+        assert publisher.look_up(bus) is None
+    assert eventbridge.looked_up() == ["audit"] * 3
+
+
+def test_without_a_role_there_is_no_finding_on_buses(imds: Imds) -> None:
+    imds.set(role=None)
+    (found,) = check_aws.buses(Config(event_bus="audit"))
+    assert (found.id, found.severity) == ("bus", "skipped")
 
 
 def test_imds_is_asked_directly_whatever_proxy_a_shell_has_set(

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from standins import ROLE_CREDENTIALS
-from standins.eventbridge import EventBridge
+from standins.eventbridge import ACCOUNT, EventBridge
 from standins.imds import (
     CREDENTIALS_PATH,
     IDENTITY_PATH,
@@ -178,6 +178,25 @@ class TestEventBridge:
         self, eventbridge: EventBridge, entries: list[dict[str, Any]]
     ) -> None:
         assert refusal(client(eventbridge), *entries) == "ValidationException"
+
+    def test_a_bus_that_does_not_exist_takes_events_and_only_describing_it_tells(
+        self, eventbridge: EventBridge
+    ) -> None:
+        eventbridge.set(missing_buses=["gone"])
+        entries = [entry("lost", EventBusName="gone"), entry("kept", EventBusName="there")]
+        result = client(eventbridge).put_events(Entries=entries)
+        assert (result["FailedEntryCount"], len(result["Entries"])) == (0, 2)
+        assert eventbridge.details() == [{"username": "kept"}]
+        own = f"arn:aws:events:us-east-1:{ACCOUNT}:event-bus/there"
+        assert client(eventbridge).describe_event_bus(Name="there")["Arn"] == own
+        for bus, code in (
+            ("gone", "ResourceNotFoundException"),
+            (own.replace(ACCOUNT, "2" * 12), "AccessDeniedException"),
+            (own.replace("us-east-1", "eu-west-1"), "ValidationException"),
+        ):
+            with pytest.raises(ClientError, match=code):
+                client(eventbridge).describe_event_bus(Name=bus)
+        assert (len(eventbridge.calls()), len(eventbridge.looked_up())) == (1, 4)
 
     def test_single_entries_are_rejected(self, eventbridge: EventBridge) -> None:
         expected = [

@@ -22,6 +22,7 @@ from tattle.aws.imds import (
     TAG,
 )
 from tattle.aws.session import (
+    NO_SUCH_BUS,
     advice,
     arn,
     aws_session,
@@ -33,7 +34,7 @@ from tattle.aws.session import (
     service_name,
 )
 from tattle.errors import TattleError, Unanswered
-from tattle.event.config import PATH, Config
+from tattle.event.config import PATH, Config, is_default
 from tattle.event.fields import detail
 from tattle.event.identity import IdentityDocument
 from tattle.login.pam import Session
@@ -70,6 +71,7 @@ class Publisher:
         self.region = config.region or self.document.get("region") or self._aws_region()
         self.resource = config.resource or arn(self.aws, self.imds, self.document)
         self._tags: dict[str, str | None] = {}
+        self._buses: dict[str, TattleError | None] = {}
 
     @functools.cached_property
     def client(self) -> Any:
@@ -127,6 +129,7 @@ class Publisher:
         """
         bus = entries[0].get("EventBusName", "")
         client = self.prepared_client()
+        self.look_up(bus)
         with faults(self.imds, service_name(bus)):
             try:
                 answer = client.put_events(Entries=entries)
@@ -142,6 +145,34 @@ class Publisher:
         if len(results) != len(entries):
             raise Unanswered(f"unexpected response: {len(results)} results for {len(entries)}")
         return results
+
+    def look_up(self, bus: str) -> TattleError | None:
+        """Return why it is not known whether there is this event bus; None if there is.
+
+        PutEvents says yes to a bus that does not exist (aws/aws-cli#9186): what is sent to it is
+        gone. Raises TattleError if there is none. A lasting answer is asked for once.
+        """
+        if is_default(bus):
+            return None
+        if bus not in self._buses:
+            doubt = self._described(bus)
+            if doubt and doubt.status == os.EX_TEMPFAIL:
+                return doubt
+            self._buses[bus] = doubt
+        return self._buses[bus]
+
+    def _described(self, bus: str) -> TattleError | None:
+        client = self.prepared_client()
+        try:
+            with faults(self.imds, service_name(bus)):
+                answer = client.describe_event_bus(Name=bus)
+            return None if answer.get("Arn") else Unanswered("unexpected response")
+        except UNEXPECTED_RESPONSE:
+            return Unanswered("unexpected response")
+        except TattleError as error:
+            if is_no_such_bus(error):
+                raise
+            return error
 
     def send(self, entry: Entry) -> str:
         """Send one event, where somebody waits, and return its id. Raises TattleError.
@@ -197,6 +228,15 @@ class Publisher:
         return bool(
             self.aws.get_config_variable(f"use_{variant}_endpoint") if ours is None else ours
         )
+
+
+def is_no_such_bus(error: TattleError) -> bool:
+    """Tell whether EventBridge itself has said so: a 404 may be a proxy's."""
+    cause = error.__cause__
+    return (
+        isinstance(cause, exceptions.ClientError)
+        and cause.response["Error"].get("Code") == NO_SUCH_BUS
+    )
 
 
 def proxies(config: Config) -> dict[str, str] | None:

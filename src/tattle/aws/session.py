@@ -34,8 +34,9 @@ from tattle.trust import trusted
 
 # PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.
 FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
+NO_SUCH_BUS = "ResourceNotFoundException"  # DescribeEventBus says it, PutEvents does not
 TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
-OUR_FAULT = ("ResourceNotFoundException", "NotAuthorizedForSource", "NotAuthorizedForDetailType")
+OUR_FAULT = (NO_SUCH_BUS, "NotAuthorizedForSource", "NotAuthorizedForDetailType")
 DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
 CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
 NO_CREDENTIALS = (
@@ -222,10 +223,12 @@ def advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
     if code.startswith(CLOCK_FAULT):
         return "set the clock: sudo chronyc makestep; else attach the instance profile again"
+    if code == NO_SUCH_BUS:
+        return f"correct `event-bus` in {PATH}; there are: aws events list-event-buses"
     if "Throttl" in code or http == 429:
         return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
-        os.EX_CONFIG: f"is there such an event bus? See `event-bus` in {PATH}",
+        os.EX_CONFIG: f"look at `source`, `detail-type` and `endpoint-url` in {PATH}",
         os.EX_DATAERR: "please report it, with the event's record",
     }.get(exit_status(code, http), "the role must allow it: tattle recipe iam-policy.json")

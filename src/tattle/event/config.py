@@ -47,6 +47,14 @@ class Config:
         return list(dict.fromkeys(config.event_bus or "" for config in everywhere))
 
 
+def is_default(bus: str) -> bool:
+    """Tell whether this is the name or ARN of an account's default event bus, which always exists.
+
+    "" is the own account's.
+    """
+    return bus in ("", "default") or bus.endswith(":event-bus/default")
+
+
 def load(path: str = PATH) -> Config:
     """Read the file, if there is one. Raises TattleError."""
     try:

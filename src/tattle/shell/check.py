@@ -35,6 +35,7 @@ IDS = {
     "identity": ("identity",),
     "role": ("role",),
     "endpoint": ("name", "endpoint", "clock"),
+    "bus": ("bus",),
     "send": ("send",),
 }
 
@@ -65,6 +66,7 @@ def findings(sending: bool) -> list[Finding]:
         "identity": lambda: check_aws.identity(config),
         "role": check_aws.role,
         "endpoint": lambda: check_aws.endpoint(config),
+        "bus": lambda: check_aws.buses(config),
         "send": lambda: check_aws.send(config) if sending else iter(()),
     }
     found: dict[str, list[Finding]] = {name: [] for name in probes}

@@ -15,11 +15,15 @@ from tattle.aws.imds import REATTACH
 from tattle.aws.session import ROLE, arn, aws_session, find_credentials
 from tattle.errors import TattleError
 from tattle.event.config import PATH, Config, load
-from tattle.shell.finding import ERROR, OK, SKIPPED, Finding, failed
+from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
 TIMEOUT = 3.0  # seconds for a connection, and for an answer
 CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
 DETAIL_TYPE = "tattle check"
+DESCRIBE = (
+    "look there whether events arrive;"
+    " to be sure, allow events:DescribeEventBus on it: tattle recipe iam-policy.json"
+)
 
 
 def configuration() -> Iterator[Finding]:
@@ -102,6 +106,29 @@ def endpoint(config: Config) -> Iterator[Finding]:
             yield Finding("clock", OK, message)
         else:
             yield Finding("clock", ERROR, message, "set the clock: sudo chronyc makestep")
+
+
+def buses(config: Config) -> Iterator[Finding]:
+    """See to it that each event bus exists: EventBridge takes events for one that does not."""
+    try:
+        publisher = Publisher(config, TIMEOUT)
+        publisher.prepared_client()
+    except TattleError:
+        yield Finding("bus", SKIPPED, "needs the instance's identity and its role")
+        return
+    for bus in config.buses():
+        name = bus or "default"
+        try:
+            doubt = publisher.look_up(bus)
+        except TattleError as error:
+            yield failed("bus", error)
+            continue
+        if doubt is None:
+            yield Finding("bus", OK, f"{name} in {publisher.region}")
+        else:
+            message = f"can't be sure that {name} exists; events for it are sent: {doubt}"
+            advice = DESCRIBE if doubt.status == os.EX_NOPERM else doubt.advice
+            yield Finding("bus", WARNING, message, advice)
 
 
 def send(config: Config) -> Iterator[Finding]:

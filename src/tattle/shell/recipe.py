@@ -7,6 +7,7 @@ import json
 import os
 
 from tattle.errors import TattleError
+from tattle.event.config import is_default
 
 HOST = (
     "pam",
@@ -38,7 +39,7 @@ CONSUMERS = (
 )
 # JSON has no comments. The other recipes say what they are for in a line `# NAME: …`.
 PURPOSES = {
-    "iam-policy.json": "the one permission that an instance's role needs",
+    "iam-policy.json": "what an instance's role needs: to send events to one bus",
     "mute-user.json": "an event pattern: logins, but not those of a deploy user",
     "mute-network.json": "an event pattern: logins, but not those from a network",
     "mute-loop.json": "an event pattern: logins, but not one user's from one host (scp in a loop)",
@@ -77,5 +78,17 @@ def iam_policy(partition: str, region: str, account: str, buses: list[str]) -> s
     """
     own = f"arn:{partition}:events:{region}:{account}:event-bus"
     arns = [bus if bus.startswith("arn:") else f"{own}/{bus or 'default'}" for bus in buses]
-    resource = json.dumps(arns[0] if len(arns) == 1 else arns)
-    return text(IAM_POLICY).replace(f'"{PLACEHOLDER}"', resource)
+    policy = json.loads(text(IAM_POLICY))
+    (reporting,) = policy["Statement"]
+    reporting["Resource"] = arns[0] if len(arns) == 1 else arns
+    named = [arn for arn in arns if not is_default(arn)]
+    if named:
+        policy["Statement"].append(
+            {
+                "Sid": "SeeThatTheBusExists",
+                "Effect": "Allow",
+                "Action": "events:DescribeEventBus",
+                "Resource": named[0] if len(named) == 1 else named,
+            }
+        )
+    return json.dumps(policy, indent=2) + "\n"
