@@ -7,15 +7,24 @@ import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+from standins import confinement
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from standins.instance import Instance
-from support import ARTIFACT, clean_environment, find_pythons, mount_own_cache, need_root
+from support import (
+    ARTIFACT,
+    clean_environment,
+    find_pythons,
+    mount_own_cache,
+    need_root,
+    nothing_left_in_the_cache,
+)
 
 FOREIGN_VARIABLE = re.compile(r"AWS_|BOTO|SSL|PYTHON|.*_PROXY$|.*_CA_BUNDLE$", re.IGNORECASE)
 TATTLE_TIMEOUT_SECONDS = 60  # a failure, not a limit that is tested
@@ -31,6 +40,17 @@ def _clean_process() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Root who can't have a /var/cache of their own uses the machine's, or nothing is run."""
+    if os.geteuid() == 0 and confinement.missing() and not hasattr(config, "workerinput"):
+        used = ExitStack()
+        try:
+            used.enter_context(nothing_left_in_the_cache())
+        except FileExistsError as error:
+            pytest.exit(str(error), returncode=1)
+        config.add_cleanup(used.close)
 
 
 @pytest.fixture(scope="session", autouse=True)

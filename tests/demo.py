@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -18,19 +17,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
 
+from standins import confinement
 from standins.ca import Ca
 from standins.imds import Imds
 from standins.instance import EVENTBRIDGE_HOST, HOSTNAME, REMOTE_HOST, TATTLE, Instance
 from standins.relay import Relay, relay
 from standins.server import bind
-from support import ARTIFACT, clean_environment
+from support import ARTIFACT, clean_environment, nothing_left_in_the_cache
 
 PATTERN = '{"source": ["com.unbounce.tattle"]}'
 GIVE_UP_AFTER_SECONDS = 20  # for an event to arrive
@@ -103,7 +103,7 @@ def main() -> int:
             for _ in sessions:
                 say("The consumer receives from the queue:")
                 print(json.dumps(consumer.receive(), indent=2), flush=True)
-        except (TimeoutError, subprocess.CalledProcessError) as error:
+        except (TimeoutError, FileExistsError, subprocess.CalledProcessError) as error:
             say(f"It went wrong: {error}")
             return 1
     say("Both have arrived. In this checkout are left dist, .venv and .venv-test, some 800 MB.")
@@ -135,12 +135,12 @@ class NotHere(Exception):  # noqa: N818
 
 
 def throwaway_instance(stack: ExitStack) -> Instance:
-    if os.geteuid() != 0:
-        raise NotHere("root")
+    if missing := confinement.missing():
+        raise NotHere(missing)
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
-    missing = [tool for tool in Instance.TOOLS if not shutil.which(tool, path=path)]
-    if missing:
-        raise NotHere(", ".join(missing))
+    tools = [tool for tool in Instance.TOOLS if not shutil.which(tool, path=path)]
+    if tools:
+        raise NotHere(", ".join(tools))
     try:
         return stack.enter_context(Instance(ARTIFACT))
     except (OSError, RuntimeError) as error:
@@ -151,7 +151,7 @@ def over_ssh(stack: ExitStack, moto: Address, box: Instance) -> Iterator[None]:
     """Log in to the instance, yield, log out, and yield again."""
     print(next(line for line in box.read("/etc/pam.d/sshd").splitlines() if TATTLE in line))
     say(f"In there {EVENTBRIDGE_HOST} is moto behind TLS, 169.254.169.254 a strict IMDSv2 server.")
-    listener = bind("127.0.0.2", 443, f"/proc/{box.pid}/ns/net")
+    listener = bind("127.0.0.2", 443, box.network)
     stack.enter_context(TlsFront(listener, box.ca, moto))
     box.resolve(EVENTBRIDGE_HOST, "127.0.0.2")
     command = box.ssh_command("ssh", "ubuntu@127.0.0.1", "cat", user="ubuntu", source=REMOTE_HOST)
@@ -183,17 +183,6 @@ def in_a_shell(stack: ExitStack, moto: Address) -> Iterator[None]:
         say(f"$ {typed} tattle")
         subprocess.run([ARTIFACT], env={**environment, **session}, check=True)
         yield
-
-
-@contextmanager
-def nothing_left_in_the_cache() -> Iterator[None]:
-    """Remove what tattle unpacks for this user, unless it was there before."""
-    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
-    cache = Path("/var/cache/tattle") if os.geteuid() == 0 else home / ".cache/tattle"
-    made = [folder for folder in (cache, cache.parent) if not folder.exists()]
-    yield
-    for folder in made:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,19 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from standins import confinement
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTIFACT = ROOT / "dist" / "tattle"
@@ -36,8 +40,10 @@ def need(condition: object, reason: str) -> None:
 
 
 def need_root(*tools: str) -> None:
-    """Skip the test unless it is run by root and those commands are there."""
-    need(os.geteuid() == 0, "needs root")
+    """Skip the test unless it is run by root, who may have namespaces here, and those commands are
+    there."""
+    missing = confinement.missing()
+    need(not missing, f"needs {missing}")
     for tool in tools:
         need(shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin"), f"needs {tool}")
 
@@ -62,10 +68,26 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def nothing_left_in_the_cache() -> Iterator[None]:
+    """Remove what tattle unpacks for this user, unless it was there before. OSError where root's
+    belongs to an installed tattle: unpacking would remove the build that it runs from."""
+    home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    cache = Path("/var/cache/tattle") if os.geteuid() == 0 else home / ".cache/tattle"
+    if os.geteuid() == 0 and cache.exists():
+        raise FileExistsError(f"root's {cache} is there, and is not to be touched: be another user")
+    made = [folder for folder in (cache, cache.parent) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def mount_own_cache() -> None:
     """Give this process, and what it starts, a /var/cache of its own, where it may have one."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() == 0 and libc.unshare(CLONE_NEWNS) == 0:
+    if not confinement.missing() and libc.unshare(CLONE_NEWNS) == 0:
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/var/cache"], check=True

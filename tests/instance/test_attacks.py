@@ -177,7 +177,7 @@ def assert_reported(box: Instance, began: float) -> None:
 
 def assert_a_login_is_reported(box: Instance) -> None:
     """Log in and out. The two events are sent by two processes, neither of which meets a trap."""
-    with EventBridge(bind("127.0.0.1", DECOY_PORT, f"/proc/{box.pid}/ns/net")) as decoy:
+    with EventBridge(bind("127.0.0.1", DECOY_PORT, box.network)) as decoy:
         began = time.time()
         with box.logged_in("alice"):
             box.eventbridge.wait_for(1)

@@ -115,6 +115,28 @@ def test_without_root_it_says_so_and_uses_a_shell(artifact: Path, folder: Path) 
     assert os.listdir(temporary) == os.listdir(home) == []
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("installed", [False, True])
+def test_root_without_namespaces_leaves_an_installed_tattle_alone(
+    artifact: Path, tmp_path: Path, installed: bool
+) -> None:
+    need_root("unshare", "setpriv", "mount")
+    script = "mount -t tmpfs tmpfs /var/cache\n"
+    script += "mkdir /var/cache/tattle /var/cache/tattle/its-build\n" if installed else ""
+    script += 'setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"\n'
+    script += "status=$?\nls /var/cache /var/cache/tattle\nexit $status"
+    become = ["unshare", "--mount", "sh", "-c", script, "-"]
+    status, output = run(str(DEMO), before=become, temporary=tmp_path)
+    assert "No real login here, that needs namespaces (Operation not permitted)." in output
+    if installed:
+        assert "It went wrong: root's /var/cache/tattle is there" in output
+        assert status == 1
+        assert output.endswith("its-build\n")
+    else:
+        assert "Both have arrived." in output
+        assert "cannot access '/var/cache/tattle'" in output
+
+
 def test_an_event_that_does_not_arrive_is_a_failure(artifact: Path, tmp_path: Path) -> None:
     status, output = run("-c", WITHOUT_TATTLE, temporary=tmp_path)
     assert status == 1, output

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -28,6 +29,58 @@ LOGGING_HOOK = r"""#!/bin/sh
 line="uid=$(id -u) parent=$PPID $(tr '\0\n' ' ~' </proc/$$/environ)"
 printf '%s\n' "$line" >>/tmp/hook
 """
+
+# A directory that is a mount, and one that is none, each with all that the machine has.
+CHROOT_ON_A_MOUNT = 'mount --rbind / "$1"'
+CHROOT = """\
+mount -t tmpfs tmpfs "$1/.."
+mkdir "$1"
+for path in /*; do
+    if [ -h "$path" ]; then cp -a "$path" "$1"; continue; fi
+    mkdir "$1$path"
+    mount --rbind "$path" "$1$path"
+done
+"""
+# With a /run of its own around it, where sshd would start. Prints what sshd leaves there.
+IN_A_CHROOT = """\
+mount -t tmpfs tmpfs /run
+mkdir /run/sshd
+{}
+root=$1
+shift
+chroot "$root" "$@"
+find /run -name 'sshd?*'
+"""
+WITHOUT_PRIVILEGES = 'shift; setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"'
+
+
+# Another process has the id that the instance's first process had.
+ID_USED_AGAIN = """\
+box.run(["kill", "-KILL", "-1"])
+os.kill(box.pid, 9)
+while os.path.exists(f"/proc/{box.pid}"): pass
+open("/proc/sys/kernel/ns_last_pid", "w").write(str(box.pid - 1))
+assert subprocess.Popen(["sleep", "60"]).pid == box.pid
+print(box.run(["echo", "done to the machine"]).stdout)
+"""
+
+
+def start_instance(script: str, tmp_path: Path, then: str = "pass") -> tuple[str, list[str]]:
+    """Run a script that starts one instance, in a mount namespace; its output and errors."""
+    need_root(*Instance.TOOLS)
+    code = (
+        "import os, subprocess, sys\nsys.path.insert(0, sys.argv[1])\n"
+        f"from standins.instance import Instance\nwith Instance() as box:\n{indent(then, ' ')}\n"
+    )
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", script, "-", str(tmp_path / "root")),
+            *(sys.executable, "-c", code, str(ROOT / "tests")),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout, done.stderr.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +136,43 @@ def test_the_machine_is_left_alone(box: Instance) -> None:
     for path in (INSTANCE_ID_FILE, "/sys/class/dmi/id/board_asset_tag"):
         file = box.path(path)  # the machine may be an EC2 instance, or have no firmware to ask
         assert not file.exists() or file.read_text() == f"{INSTANCE_ID}\n"
+    assert "Read-only" in box.run(["chmod", "666", "/dev/null"]).stderr
+    assert "Read-only" in box.run(["touch", "/proc/sys/kernel/core_pattern"]).stderr
+
+
+def test_a_file_system_of_its_own_is_read_only_too(tmp_path: Path) -> None:
+    script = """\
+for folder in /srv '/srv/a\\b c'; do
+    mkdir -p "$folder"
+    mount -t tmpfs tmpfs "$folder"
+done
+shift
+"$@"
+"""
+    touch = r"for file in '/srv/x', '/srv/a\\b c/x': print(box.run(['touch', file]).stderr)"
+    output, errors = start_instance(script, tmp_path, touch)
+    assert (output.count("Read-only file system"), errors) == (2, []), output
+
+
+def test_what_is_done_to_it_is_not_done_to_who_has_its_id_now(tmp_path: Path) -> None:
+    script = 'shift; exec unshare --pid --fork --mount-proc --kill-child "$@"'
+    output, errors = start_instance(script, tmp_path, ID_USED_AGAIN)
+    assert (output, errors) == ("\n", [])
+
+
+@pytest.mark.parametrize("made", [CHROOT_ON_A_MOUNT, CHROOT], ids=["on a mount", "on none"])
+def test_in_a_chroot_it_does_not_start(made: str, tmp_path: Path) -> None:
+    """Who enters a namespace leaves the chroot: it was the machine's sshd that then was started."""
+    (tmp_path / "root").mkdir()
+    output, errors = start_instance(IN_A_CHROOT.format(made), tmp_path)
+    assert "it needs a root directory that is no chroot" in errors[-1]
+    assert output == ""
+
+
+def test_without_privileges_it_does_not_start(tmp_path: Path) -> None:
+    output, errors = start_instance(WITHOUT_PRIVILEGES, tmp_path)
+    assert errors[-1].endswith("it needs namespaces (Operation not permitted)")
+    assert output == ""
 
 
 def test_a_reboot_keeps_the_spool_and_nothing_that_runs(box: Instance) -> None:

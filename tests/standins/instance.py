@@ -2,9 +2,12 @@
 
 Inside, IMDS answers at 169.254.169.254, EventBridge's real host name resolves to a TLS stand-in
 whose CA root's ~/.aws/config names, and a real sshd with the distribution's own PAM stack lets in
-`ubuntu` and `alice`. The stand-ins are threads of the test's process, with sockets made inside. The
-machine's files are read-only in there and /etc is a copy. Everything ends with the test's process,
-however that ends.
+`ubuntu` and `alice`. The stand-ins are threads of the test's process, with sockets made inside.
+Everything ends with the test's process, however that ends.
+
+The machine is left alone: its files are read-only in there and /etc is a copy. All that is done to
+the instance goes by descriptors of its namespaces and its root, opened once: its first process's id
+may be another's later. Where that can't be relied on (see confinement.py), no instance starts.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from standins import pam_exec
+from standins import confinement, pam_exec
 from standins.ca import Ca
 from standins.eventbridge import EventBridge
 from standins.imds import Imds, identity_document
@@ -235,15 +238,18 @@ class Instance:
         self._closing.close()
 
     def _start(self, closing: ExitStack) -> None:
+        if reason := confinement.missing():
+            raise RuntimeError(f"no instance: it needs {reason}")
         # The files in it are mounted inside; that done, nothing needs to find them here.
         with tempfile.TemporaryDirectory(prefix="instance-") as folder:
             boot_id = Path(folder, "boot_id")
-            boot_id.write_text(_uuid())
+            boot_id.write_text(boot := _uuid())
             self.syslog = closing.enter_context(Syslog(Path(folder, "log")))
             self.pid = self._start_namespaces(closing, boot_id)
-        self._root = Path(f"/proc/{self.pid}/root")
+            self._open(closing)
+        self._be_sure(boot)
         self.ca = _ca()
-        self.network = namespace = f"/proc/{self.pid}/ns/net"
+        namespace = self.network
         addresses = ["169.254.169.254"]
         if "fd00:ec2::254" in self.run(["ip", "address", "show", "dev", "lo"]).stdout:
             addresses.append("fd00:ec2::254")
@@ -283,6 +289,33 @@ class Instance:
             raise RuntimeError(f"no instance: {starter.stderr.read().strip()}")
         return int(pid)
 
+    def _open(self, closing: ExitStack) -> None:
+        """Open the root directory and the namespaces. They are named by this process's descriptors,
+        which the processes that it starts can also open."""
+
+        def opened(path: str, flags: int) -> str:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            closing.callback(os.close, fd)
+            return f"/proc/{os.getpid()}/fd/{fd}"
+
+        self._root = Path(opened(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY))
+        closing.callback(delattr, self, "_root")  # the number may be another directory's then
+        self._namespaces = {
+            name: opened(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY)
+            for name in confinement.NAMESPACES
+        }
+        self.network = self._namespaces["net"]
+
+    def _be_sure(self, boot: str) -> None:
+        """Before anything is done to the instance: it is not the machine, and commands get there.
+        No other has that boot id."""
+        inside = [f"/proc/self/ns/{name}" for name in confinement.NAMESPACES]
+        told = self.run(["cat", BOOT_ID]).stdout, self.run(["readlink", *inside]).stdout.split()
+        same = {os.readlink(path) for path in inside} & {*told[1]}
+        own = [os.readlink(path) for path in self._namespaces.values()]
+        if same or told != (boot, own) or self.read(BOOT_ID) != boot:
+            raise RuntimeError("no instance: commands for it would not be run in it")
+
     def _furnish(self) -> None:
         """What a fresh instance has on its disk."""
         for name, uid in USERS.items():
@@ -293,8 +326,13 @@ class Instance:
             self._replace(path, "")
         self.write("/root/test-ca.pem", self.ca.pem)
         self.write("/root/.aws/config", "[default]\nca_bundle = /root/test-ca.pem\n", 0o600)
-        for pattern in ("update-motd.d/*", "ssh/sshd_config.d/*", "ssh/ssh_host_*", "tattle.conf"):
-            for file in self.path("/etc").glob(pattern):
+        for folder, pattern in (
+            ("/etc/update-motd.d", "*"),
+            ("/etc/ssh/sshd_config.d", "*"),
+            ("/etc/ssh", "ssh_host_*"),
+            ("/etc", "tattle.conf"),
+        ):
+            for file in self.path(folder).glob(pattern):
                 file.unlink()  # this machine's, not the distribution's
         for log in ("lastlog", "wtmp", "btmp"):
             self.write(f"/var/log/{log}", "")
@@ -355,7 +393,7 @@ class Instance:
 
     def _replace(self, inside: str, content: Text) -> None:
         """Write a file in place of what is there, a symbolic link maybe."""
-        path = self._root / inside[1:]
+        path = self.path(os.path.dirname(inside)) / os.path.basename(inside)
         path.unlink(missing_ok=True)
         path.write_bytes(os.fsencode(content))
 
@@ -428,11 +466,14 @@ class Instance:
 
     def enter(self, command: Sequence[Text], user: str = "root") -> list[Text]:
         """The machine's command that runs a command inside."""
-        flags = ["--mount", "--net", "--uts", "--ipc", "--pid"]
+        into = [
+            f"--{confinement.NAMESPACES[name]}={path}" for name, path in self._namespaces.items()
+        ]
+        into += [f"--root={self._root}", f"--wd={self._root}"]
         become: list[Text] = []
         if user != "root":
             become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
-        return ["nsenter", "--target", str(self.pid), *flags, "--", *become, *command]
+        return ["nsenter", *into, "--", *become, *command]
 
     def popen(
         self,
@@ -698,7 +739,7 @@ class Instance:
     def _inventory(self) -> dict[str, tuple[int, int, int]]:
         """Type and mode, owner and group of what tests may change or add to."""
         paths = [
-            str(self._root / path) for path in ("var", "var/spool", "var/cache", "usr/local/bin")
+            str(self.path(path)) for path in ("/var", "/var/spool", "/var/cache", "/usr/local/bin")
         ]
         for top in ("etc", "root", "home"):
             device = os.lstat(self._root / top).st_dev

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the throwaway instance's first process does, in namespaces of its own (see instance.py): make
-# every folder that a login or tattle writes to private and the rest read-only, give the metadata
+# every folder that a login or tattle writes to private and all others read-only, give the metadata
 # service's addresses to lo, and then adopt and reap orphans until it is killed.
 #
 # usage: instance_setup.sh HOSTNAME INSTANCE_ID BOOT_ID_FILE SYSLOG_SOCKET
@@ -24,13 +24,18 @@ fi
 
 mount -t proc proc /proc
 mount --bind "$boot_id" /proc/sys/kernel/random/boot_id
+# The kernel's settings are the machine's, but for the next process id.
+last_pid=/proc/sys/kernel/ns_last_pid
+[ ! -e $last_pid ] || mount --bind $last_pid $last_pid
+mount --rbind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
 
 # /dev, assembled at /mnt while the machine's own is still there
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mkdir /mnt/pts /mnt/shm
 for device in null zero full random urandom tty; do
     : >/mnt/$device
-    mount --bind /dev/$device /mnt/$device
+    mount -o bind,ro /dev/$device /mnt/$device # its mode is the machine's, too
 done
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts /mnt/pts
 mount -t tmpfs -o mode=1777 tmpfs /mnt/shm
@@ -47,7 +52,15 @@ mount -t tmpfs -o mode=755 tmpfs /mnt
 cp -a /etc/. /mnt
 mount --move /mnt /etc
 
-mount -o remount,bind,ro /
+# Not only /: the machine's /var or /srv may be a file system of its own. But for cgroups, where a
+# deliverer leaves its login's.
+while read -r _ _ _ _ point _; do
+    case $point in
+    /proc | /proc/* | /dev | /dev/* | /etc | /sys/fs/cgroup*) continue ;;
+    /home/* | /root/* | /run/* | /tmp/*) continue ;; # covered below
+    esac
+    mount -o remount,bind,ro "$(printf %b "$(printf %s "$point" | sed 's/\\/\\0/g')")"
+done </proc/self/mountinfo
 for folder in /home /run /var/spool /var/cache /var/log /usr/local/bin; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
