@@ -742,39 +742,48 @@ def plain(node: Any) -> Any:
 class TestTerraform:
     """Parsed, not applied: Terraform's provider for AWS does not come from PyPI."""
 
-    def test_it_makes_what_the_template_makes(self) -> None:
-        hcl = plain(importlib.import_module("hcl2").loads(recipe.text("mail.tf")))
-        made = {
-            f"{kind}.{name}": settings
-            for one in hcl["resource"]
-            for kind, named in one.items()
-            for name, settings in named.items()
-        }
-        for word in re.findall(r"\b(aws_\w+\.\w+)\.\w+", json.dumps(made)):
-            assert word in made
+    def hcl(self, text: str) -> Any:
+        return plain(importlib.import_module("hcl2").loads(text))
 
-        (local,) = hcl["locals"]
-        assert local["logins"] == only("mail.yaml", "AWS::Events::Rule")["EventPattern"]
-        rule = made["aws_cloudwatch_event_rule.logins"]
-        assert rule["event_pattern"] == "${jsonencode(local.logins)}"
+    def test_what_it_refers_to_is_there(self) -> None:
+        hcl = self.hcl(recipe.text("tattle.tf"))
+        there = {f"var.{name}" for one in hcl["variable"] for name in one}
+        there |= {f"{kind}.{name}" for one in hcl["resource"] for kind in one for name in one[kind]}
+        assert "aws_cloudformation_stack.tattle" in there
+        found = re.findall(
+            r"\b(var\.\w+|aws_\w+\.\w+)", json.dumps([hcl["resource"], hcl["output"]])
+        )
+        assert {*found} == there
 
-        (dynamic,) = made["aws_cloudwatch_event_target.topic"]["dynamic"]
-        (content,) = dynamic["input_transformer"]["content"]
-        assert [(content["input_paths"], content["input_template"])] == transformers("mail.yaml")
+    def test_each_template_is_a_stack_with_its_parameters(self) -> None:
+        (made,) = self.hcl(recipe.text("tattle.tf"))["resource"]
+        stack = made["aws_cloudformation_stack"]["tattle"]
+        assert stack["for_each"] == "${var.stacks}"
+        assert stack["template_body"] == '${file("${path.module}/${each.key}.yaml")}'
+        assert stack["parameters"] == "${each.value}"
+        assert stack["capabilities"] == ["CAPABILITY_IAM"]
 
-        queue = made["aws_sqs_queue.undelivered"]
-        expected = only("mail.yaml", "AWS::SQS::Queue")
-        assert queue["message_retention_seconds"] == expected["MessageRetentionPeriod"]
-        assert queue["sqs_managed_sse_enabled"] == expected["SqsManagedSseEnabled"]
+    def test_its_example_is_every_template_with_parameters_that_exist(self) -> None:
+        (example,) = re.findall(
+            r"(?m)^#   (stacks = \{\n(?:#     .*\n)+)#   \}", recipe.text("tattle.tf")
+        )
+        stacks = self.hcl(example.replace("#", "") + "}\n")["stacks"]
+        assert {f"{name}.yaml" for name in stacks} == {*PARAMETERS}
+        for name, given in stacks.items():
+            known = loaded(f"{name}.yaml").get("Parameters", {})
+            needed = {key for key, one in known.items() if "Default" not in one}
+            assert needed <= {*given} <= {*known}, name
 
-        variables = {name: one.get("default") for v in hcl["variable"] for name, one in v.items()}
-        parameters = loaded("mail.yaml")["Parameters"].items()
-        assert {name.replace("_", ""): default for name, default in variables.items()} == {
-            name.lower(): one.get("Default") for name, one in parameters
-        }
+    def test_its_outputs_are_the_templates(self) -> None:
+        outputs = self.hcl(recipe.text("tattle.tf"))["output"]
+        values = " ".join(one["value"] for named in outputs for one in named.values())
+        found = re.findall(r'tattle\["([\w-]+)"\]\.outputs\["(\w+)"\]', values)
+        assert found == [("iam-role", "InstanceProfile")]
+        for name, key in found:
+            assert key in loaded(f"{name}.yaml")["Outputs"]
 
     def test_terraform_would_not_write_it_otherwise(self) -> None:
         need(shutil.which("terraform"), "needs terraform")
-        command = ["terraform", "fmt", "-check", "-diff", str(FOLDER / "mail.tf")]
+        command = ["terraform", "fmt", "-check", "-diff", str(FOLDER / "tattle.tf")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (0, "")

@@ -54,12 +54,13 @@ class TestList:
     def test_only_json_has_its_line_elsewhere(self) -> None:
         assert {*recipe.PURPOSES} == {name for name in NAMES if name.endswith(".json")}
 
-    @pytest.mark.parametrize("name", ["nothing", "", "../__init__.py", "mail", "/etc/passwd"])
+    @pytest.mark.parametrize("name", ["nothing", "", "../__init__.py", "iam", "/etc/passwd"])
     def test_an_unknown_name_is_refused_with_advice(self, name: str) -> None:
         with pytest.raises(TattleError) as raised:
             recipe.text(name)
         assert raised.value.status == os.EX_USAGE
-        expected = "there is mail.yaml and mail.tf" if name == "mail" else "`tattle recipe` lists"
+        similar = "there is iam-policy.json and iam-role.yaml"
+        expected = similar if name == "iam" else "`tattle recipe` lists"
         assert raised.value.advice.startswith(expected)
 
     @pytest.mark.parametrize("python", find_pythons().values(), ids=find_pythons().keys())

@@ -24,8 +24,8 @@ HOST = (
     "tattle-check.service",
 )
 CONSUMERS = (
+    "tattle.tf",
     "mail.yaml",
-    "mail.tf",
     "chat.yaml",
     "webhook.yaml",
     "lambda.yaml",
