@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from standins.transformer import transform
 from support import ROOT, clean_environment, need
-from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
+from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.shell import recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tried to parse AWS:UserWarning")
@@ -57,7 +58,7 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "logs.yaml": {},
     "archive.yaml": {},
     "central-bus.yaml": {"Organization": "o-a1b2c3d4e5"},
-    "silence.yaml": {"Email": "security@example.com"},
+    "silence.yaml": {"Topic": f"arn:aws:sns:us-east-1:{ACCOUNT}:watch"},
 }
 each_template = pytest.mark.parametrize("name", PARAMETERS)
 # Not the site's choice, but a user's or that of whoever names a host: these may hold a quote.
@@ -128,6 +129,13 @@ def transformers(name: str) -> list[tuple[dict[str, str], str]]:
     ]
 
 
+def fields_used(name: str) -> set[str]:
+    """The fields of `detail` that a template's transformers and queries name."""
+    texts = [path for paths, _ in transformers(name) for path in paths.values()]
+    texts += [one["QueryString"] for one in dictionaries(name) if "QueryString" in one]
+    return {*re.findall(r"\bdetail\.(\w+)", " ".join(texts))}
+
+
 class TestTemplates:
     def test_cfn_lint_has_nothing_to_say(self) -> None:
         command = [f"{VENV}/cfn-lint", "--", *(f"{FOLDER}/{name}" for name in PARAMETERS)]
@@ -154,6 +162,13 @@ class TestTemplates:
         assert {key for key, one in known.items() if "Default" not in one} <= given
         needs_capability = bool(resources(name, "AWS::IAM::Role"))
         assert ("--capabilities CAPABILITY_IAM" in comment) == needs_capability
+
+    @each_template
+    def test_it_says_at_its_top_which_fields_it_needs(self, name: str) -> None:
+        comment, _, _ = recipe.text(name).partition("AWSTemplateFormatVersion")
+        named = re.findall(r"(?m)^#   fields = (.*)$", comment)
+        assert fields_used(name) | {*DEFAULT} == {*(named[0].split() if named else DEFAULT)}
+        assert fields_used(name) <= {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE}
 
     @each_template
     def test_it_works_in_every_partition(self, name: str) -> None:
@@ -187,6 +202,21 @@ class TestTemplates:
         assert statement["Principal"] == {"Service": "events.amazonaws.com"}
         source = {"ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": [rule, "Arn"]}}}
         assert statement["Condition"] == source
+
+    @pytest.mark.parametrize("name", ["mail.yaml", "chat.yaml"])
+    def test_its_topic_takes_what_the_rule_sends(self, name: str) -> None:
+        """Without that EventBridge drops it: a topic's policy is the only permission there."""
+        (topic,) = resources(name, "AWS::SNS::Topic")
+        (target,) = only(name, "AWS::Events::Rule")["Targets"]
+        policy = only(name, "AWS::SNS::TopicPolicy")
+        assert target["Arn"] == {"Ref": topic}
+        assert policy["Topics"] == [{"Ref": topic}]
+        assert {
+            "Effect": "Allow",
+            "Principal": {"Service": "events.amazonaws.com"},
+            "Action": "sns:Publish",
+            "Resource": {"Ref": topic},
+        } in policy["PolicyDocument"]["Statement"]
 
     @each_template
     def test_no_value_of_a_users_stands_inside_quotes(self, name: str) -> None:
@@ -394,7 +424,7 @@ def pagerduty(event: Event) -> Any:
     detail = event["detail"]
     return {
         "event_action": "trigger",
-        "dedup_key": event["id"],
+        "dedup_key": detail.get("event_id", ""),
         "payload": {
             "summary": f"SSH login on {ARN}",
             "source": ARN,
@@ -464,13 +494,26 @@ class TestArrivals:
             assert arrived == case.message(event)
 
     def test_a_logout_lands_under_its_login_in_the_chat(self) -> None:
-        ((paths, text),) = transformers("chat.yaml")
-        transformer = {"InputPathsMap": paths, "InputTemplate": text}
         for state in ("opened", "closed"):
-            detail = {**json.loads(entry(session=state)["Detail"]), "session_id": "32b61a4c"}
-            event = {"id": "1", "time": "now", "resources": [ARN], "detail": detail}
-            assert json.loads(transform(transformer, event)) == chat(event)
-            assert chat(event)["metadata"]["threadId"] == "ssh-session-32b61a4c"
+            (arrived,) = arrivals("chat.yaml", session=state, session_id="32b61a4c")
+            assert arrived["metadata"]["threadId"] == "ssh-session-32b61a4c"
+
+    def test_copies_of_an_event_are_one_incident_in_pagerduty(self) -> None:
+        slack, first, datadog = arrivals("webhook.yaml", "1", event_id="8d3a2bfb")
+        _, copy, _ = arrivals("webhook.yaml", "2", event_id="8d3a2bfb")
+        assert first["dedup_key"] == "8d3a2bfb"
+        assert copy == first
+        assert "8d3a2bfb" not in json.dumps([slack, datadog])
+
+
+def arrivals(name: str, event: str = "1", **detail: str) -> list[Any]:
+    """What each of a template's transformers makes of an event with this id and detail."""
+    made = {"id": event, "time": "now", "resources": [ARN]}
+    made["detail"] = json.loads(entry(**detail)["Detail"])
+    return [
+        json.loads(transform({"InputPathsMap": paths, "InputTemplate": text}, made))
+        for paths, text in transformers(name)
+    ]
 
 
 class TestWebhook:
@@ -570,14 +613,6 @@ class TestLogs:
         group = f"arn:aws:logs:us-east-1:{ACCOUNT}:log-group:/aws/events/{STACK}"
         assert statement["Resource"] == group  # CloudFormation's own ends with :*, its streams
 
-    def test_the_queries_ask_for_fields_that_there_are(self) -> None:
-        fields = {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE}
-        named = re.findall(r"#   fields = (.*)", recipe.text("logs.yaml"))[0].split()
-        queries = resources("logs.yaml", "AWS::Logs::QueryDefinition")
-        assert len(queries) == 3
-        for query in queries.values():
-            assert {*re.findall(r"\bdetail\.(\w+)", query["QueryString"])} <= fields & {*named}
-
 
 class TestArchive:
     def test_each_event_is_a_line(self) -> None:
@@ -617,43 +652,122 @@ class TestCentralBus:
         assert statement["Condition"] == {"StringEquals": expected}
 
 
+# https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_PutMetricAlarm.html
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "GreaterThanThreshold": operator.gt,
+    "GreaterThanOrEqualToThreshold": operator.ge,
+    "LessThanThreshold": operator.lt,
+    "LessThanOrEqualToThreshold": operator.le,
+}
+
+
 class TestSilence:
     GROUP = f"/aws/events/{STACK}"
     HOURS = 3
 
-    def test_the_silent_are_counted_for_the_alarm(
-        self, moto_server: Moto, sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    @pytest.fixture
+    def watch(
+        self, moto_server: Moto, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., types.ModuleType]:
+        """Deploy the template; its function. A queue gets the messages."""
+        topic = moto_server.client("sns").create_topic(Name="watch")["TopicArn"]
+        self.url = moto_server.sqs.create_queue(QueueName="messages")["QueueUrl"]
+        queue = f"arn:aws:sqs:us-east-1:{ACCOUNT}:messages"
+        moto_server.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)
+
+        def made(tag: str = "") -> types.ModuleType:
+            deploy(moto_server, "silence.yaml", TagKey=tag)
+            (told,) = moto_server.client("ssm").describe_parameters()["Parameters"]
+            variables = {"SIGNS_OF_LIFE": self.GROUP, "TAG_KEY": tag, "HOURS": str(self.HOURS)}
+            variables |= {"STACK": STACK, "TOLD": told["Name"], "TOPIC": topic}
+            return function(monkeypatch, moto_server, "silence.yaml", **variables)
+
+        return made
+
+    def test_the_silent_are_named_and_counted(
+        self,
+        moto_server: Moto,
+        sent: list[dict[str, Any]],
+        watch: Callable[..., types.ModuleType],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Silent are not those that send `tattle check`, that have just started, that are stopped,
-        or that have another tag. A login is no sign of life."""
-        deploy(moto_server, "silence.yaml")
-        variables = {"SIGNS_OF_LIFE": self.GROUP, "TAG_KEY": "tattle", "HOURS": str(self.HOURS)}
-        index = function(monkeypatch, moto_server, "silence.yaml", STACK=STACK, **variables)
-        silent, alive = self.launch(moto_server), self.launch(moto_server)
-        self.launch(moto_server, tag="something-else")
+        """Not those that send `tattle check`, that have just started, or are stopped. A login is
+        no sign of life. Each is told once, and again when others are silent."""
+        index = watch()
+        silent, alive = self.launch(moto_server, Name="web-1"), self.launch(moto_server)
         stopped = self.launch(moto_server)
         moto_server.client("ec2").stop_instances(InstanceIds=[stopped])
         self.send_from(silent, moto_server, sent)
         (event,) = logged(moto_server, self.GROUP)
         assert event["detail-type"] == "tattle check"
         assert index.handler({}, None) == []
-        assert self.counted(moto_server) == 0
+        assert (self.counted(moto_server), self.messages(moto_server)) == (0, [])
 
         time.sleep(1.1)  # launch times are in whole seconds
         now = time.time()
         self.send_from(alive, moto_server, sent)
-        monkeypatch.setattr(time, "time", lambda: now + self.HOURS * 3600)
-        assert index.handler({}, None) == [silent]
+        self.later(monkeypatch, now)
+        for _ in range(2):
+            assert index.handler({}, None) == [f"{silent} web-1"]
         assert self.counted(moto_server) == 1
+        (message,) = self.messages(moto_server)
+        assert message["Subject"] == "tattle: 1 silent instances"
+        assert message["Message"] == f"No heartbeat of tattle's for 3 hours:\n{silent} web-1\n"
+
+        self.send_from(silent, moto_server, sent)
+        self.later(monkeypatch, time.time() - self.HOURS * 3600)
+        assert index.handler({}, None) == []
+        (message,) = self.messages(moto_server)
+        assert message["Message"] == "No heartbeat of tattle's for 3 hours:\nnone\n"
+
+    def test_with_a_tag_only_those_that_have_it_are_watched(
+        self,
+        moto_server: Moto,
+        watch: Callable[..., types.ModuleType],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        index = watch(tag="tattle")
+        tagged = self.launch(moto_server, tattle="")
+        self.launch(moto_server, other="tattle")
+        self.later(monkeypatch, time.time() + 2)
+        assert index.handler({}, None) == [tagged]
+
+    def test_the_alarm_goes_off_for_one_and_where_nobody_counts(self) -> None:
+        alarm = only("silence.yaml", "AWS::CloudWatch::Alarm")
+        goes_off = COMPARISONS[alarm["ComparisonOperator"]]
+        assert [goes_off(count, alarm["Threshold"]) for count in (0, 1, 300)] == [False, True, True]
+        assert alarm["TreatMissingData"] == "breaching"
+        assert alarm["AlarmActions"] == alarm["OKActions"] == [{"Ref": "Topic"}]
+
+    def test_mails_topic_takes_the_alarm(self) -> None:
+        """Which CloudWatch, unlike a role, needs to be allowed by the topic."""
+        (statement,) = (
+            one
+            for one in statements("mail.yaml")
+            if one["Principal"] == {"Service": "cloudwatch.amazonaws.com"}
+        )
+        assert statement["Action"] == "sns:Publish"
+        assert loaded("mail.yaml")["Outputs"]["Topic"]["Value"] == {"Ref": "Topic"}
+
+    def later(self, monkeypatch: pytest.MonkeyPatch, since: float) -> None:
+        """Let the function look at what there was since then."""
+        now = since + self.HOURS * 3600
+        monkeypatch.setattr(time, "time", lambda: now)
+
+    def messages(self, moto: Moto) -> list[Any]:
+        return matched(moto, self.url)
 
     def send_from(self, instance: str, moto: Moto, sent: list[dict[str, Any]]) -> None:
         own = ARN.replace("i-abc123abc123", instance)
         put(moto, *({**one, "Resources": [own]} for one in sent))
 
-    def launch(self, moto: Moto, tag: str = "tattle") -> str:
-        tags = [{"ResourceType": "instance", "Tags": [{"Key": tag, "Value": ""}]}]
+    def launch(self, moto: Moto, **tags: str) -> str:
+        tagged = [{"Key": key, "Value": value} for key, value in tags.items()]
         made = moto.client("ec2").run_instances(
-            ImageId="ami-12c6146b", MinCount=1, MaxCount=1, TagSpecifications=tags
+            ImageId="ami-12c6146b",
+            MinCount=1,
+            MaxCount=1,
+            TagSpecifications=[{"ResourceType": "instance", "Tags": tagged}] if tags else [],
         )
         return str(made["Instances"][0]["InstanceId"])
 

@@ -12,7 +12,7 @@
 #     chat        = { SlackWorkspace = "T0123ABCD", SlackChannel = "C0123ABCD" }
 #     webhook     = { Service = "Slack", Url = "https://hooks.slack.com/services/…" }
 #     lambda      = { WebhookUrl = "https://hooks.slack.com/services/…" }
-#     silence     = { Email = "security@example.com" }
+#     silence     = { Topic = "arn:aws:sns:us-east-1:012345678901:tattle-mail-Topic-0123456789AB" }
 #     central-bus = { Organization = "o-a1b2c3d4e5" }
 #   }
 # It is a module, too, whose output instance_profile is for aws_instance and aws_launch_template. What the central bus
