@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -167,3 +169,18 @@ def _version(python: Path) -> tuple[int, int] | None:
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
     return major, minor
+
+
+def hcl(text: str) -> Any:
+    """What python-hcl2 reads, without the quotes around strings and its own marks."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {plain(key): plain(one) for key, one in node.items() if key != "__is_block__"}
+        if isinstance(node, list):
+            return [plain(child) for child in node]
+        if isinstance(node, str) and node[:1] == node[-1:] == '"':
+            return json.loads(node)
+        return node
+
+    return plain(importlib.import_module("hcl2").loads(text))

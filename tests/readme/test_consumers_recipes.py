@@ -30,7 +30,7 @@ from conftest import Moto
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from standins.transformer import transform
-from support import ROOT, clean_environment, need
+from support import ROOT, clean_environment, hcl, need
 from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.shell import recipe
 
@@ -58,6 +58,7 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "logs.yaml": {},
     "archive.yaml": {},
     "central-bus.yaml": {"Organization": "o-a1b2c3d4e5"},
+    "ssm.yaml": {"TagValue": "canary", "Url": "https://example.com/tattle", "Sha256": "0" * 64},
     "silence.yaml": {"Topic": f"arn:aws:sns:us-east-1:{ACCOUNT}:watch"},
 }
 each_template = pytest.mark.parametrize("name", PARAMETERS)
@@ -842,35 +843,19 @@ class TestPatterns:
                 assert {*node["anything-but"]} <= known
 
 
-def plain(node: Any) -> Any:
-    """What python-hcl2 read, without the quotes around strings and its own marks."""
-    if isinstance(node, dict):
-        return {plain(key): plain(child) for key, child in node.items() if key != "__is_block__"}
-    if isinstance(node, list):
-        return [plain(child) for child in node]
-    if isinstance(node, str) and node[:1] == node[-1:] == '"':
-        return json.loads(node)
-    return node
-
-
 class TestTerraform:
     """Parsed, not applied: Terraform's provider for AWS does not come from PyPI."""
 
-    def hcl(self, text: str) -> Any:
-        return plain(importlib.import_module("hcl2").loads(text))
-
     def test_what_it_refers_to_is_there(self) -> None:
-        hcl = self.hcl(recipe.text("tattle.tf"))
-        there = {f"var.{name}" for one in hcl["variable"] for name in one}
-        there |= {f"{kind}.{name}" for one in hcl["resource"] for kind in one for name in one[kind]}
+        tf = hcl(recipe.text("tattle.tf"))
+        there = {f"var.{name}" for one in tf["variable"] for name in one}
+        there |= {f"{kind}.{name}" for one in tf["resource"] for kind in one for name in one[kind]}
         assert "aws_cloudformation_stack.tattle" in there
-        found = re.findall(
-            r"\b(var\.\w+|aws_\w+\.\w+)", json.dumps([hcl["resource"], hcl["output"]])
-        )
+        found = re.findall(r"\b(var\.\w+|aws_\w+\.\w+)", json.dumps([tf["resource"], tf["output"]]))
         assert {*found} == there
 
     def test_each_template_is_a_stack_with_its_parameters(self) -> None:
-        (made,) = self.hcl(recipe.text("tattle.tf"))["resource"]
+        (made,) = hcl(recipe.text("tattle.tf"))["resource"]
         stack = made["aws_cloudformation_stack"]["tattle"]
         assert stack["for_each"] == "${var.stacks}"
         assert stack["template_body"] == '${file("${path.module}/${each.key}.yaml")}'
@@ -881,7 +866,7 @@ class TestTerraform:
         (example,) = re.findall(
             r"(?m)^#   (stacks = \{\n(?:#     .*\n)+)#   \}", recipe.text("tattle.tf")
         )
-        stacks = self.hcl(example.replace("#", "") + "}\n")["stacks"]
+        stacks = hcl(example.replace("#", "") + "}\n")["stacks"]
         assert {f"{name}.yaml" for name in stacks} == {*PARAMETERS}
         for name, given in stacks.items():
             known = loaded(f"{name}.yaml").get("Parameters", {})
@@ -889,7 +874,7 @@ class TestTerraform:
             assert needed <= {*given} <= {*known}, name
 
     def test_its_outputs_are_the_templates(self) -> None:
-        outputs = self.hcl(recipe.text("tattle.tf"))["output"]
+        outputs = hcl(recipe.text("tattle.tf"))["output"]
         values = " ".join(one["value"] for named in outputs for one in named.values())
         found = re.findall(r'tattle\["([\w-]+)"\]\.outputs\["(\w+)"\]', values)
         assert found == [("iam-role", "InstanceProfile")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import fnmatch
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -14,12 +15,13 @@ import subprocess
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from standins.instance import SPOOL, TATTLE, Instance
-from support import ROOT, find_pythons, need
+from support import ROOT, find_pythons, hcl, need
 from tattle.errors import TattleError
 from tattle.event import config
 from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
@@ -300,6 +302,76 @@ class TestCloudInit:
         assert bare.run(self.command(None)).returncode != 0
         assert not bare.path(TATTLE).exists()
         assert lines_of_tattle(bare) == []
+
+
+class TestSsm:
+    def command(self, artifact: Path | None) -> list[str]:
+        """What AWS-RunShellScript would run, with the place and checksum of this file."""
+        loaded = importlib.import_module("cfnlint.decode.cfn_yaml").load(str(FOLDER / "ssm.yaml"))
+        (script,) = loaded["Resources"]["Install"]["Properties"]["Parameters"]["commands"]
+        digest = hashlib.sha256(artifact.read_bytes()).hexdigest() if artifact else NO_CHECKSUM
+        filled = script["Fn::Sub"].replace("${Url}", "file:///root/tattle")
+        return ["sh", "-c", filled.replace("${Sha256}", digest)]
+
+    def test_it_installs_tattle_and_fetches_it_once(self, bare: Instance, artifact: Path) -> None:
+        need(shutil.which("curl"), "needs curl")
+        for _ in range(2):
+            done = bare.run(self.command(artifact))
+            assert done.returncode == 0, done.stdout + done.stderr
+            bare.path("/root/tattle").unlink(missing_ok=True)  # there is nothing to fetch again
+            bare.run(["install", "-d", "-m", "700", SPOOL, f"{SPOOL}/rejected/x"])  # a warning
+        assert bare.path(TATTLE).read_bytes() == artifact.read_bytes()
+        assert lines_of_tattle(bare) == [PAM_LINE]
+        assert "user_readenv=1" not in bare.read(PAM_FILE)
+
+    def test_it_installs_nothing_else(self, bare: Instance) -> None:
+        need(shutil.which("curl"), "needs curl")
+        assert bare.run(self.command(None)).returncode != 0
+        assert not bare.path(TATTLE).exists()
+        assert lines_of_tattle(bare) == []
+
+    def test_it_fails_where_the_check_does(self, bare: Instance, artifact: Path) -> None:
+        need(shutil.which("curl"), "needs curl")
+        bare.write("/etc/tattle.conf", "nonsense\n")
+        assert bare.run(self.command(artifact)).returncode == 1
+
+
+class TestPacker:
+    """Run, but for Packer: its steps in an instance in the builder's place."""
+
+    def test_what_it_refers_to_is_there(self) -> None:
+        parsed = hcl(recipe.text("image.pkr.hcl"))
+        (source,) = (
+            f"{kind}.{name}" for one in parsed["source"] for kind in one for name in one[kind]
+        )
+        assert parsed["build"][0]["sources"] == [f"source.{source}"]
+        variables = {name for one in parsed["variable"] for name in one}
+        assert {*re.findall(r"\bvar\.(\w+)", recipe.text("image.pkr.hcl"))} == variables
+
+    @pytest.mark.parametrize("role", ["tattle", None])
+    def test_an_image_has_tattle_and_no_event(
+        self, bare: Instance, artifact: Path, role: str | None
+    ) -> None:
+        """Whether the builder may deliver what waits or not; nor the end of Packer's session."""
+        steps = hcl(recipe.text("image.pkr.hcl"))["build"][0]["provisioner"]
+        file, install, last = (settings for step in steps for settings in step.values())
+        bare.write(file["destination"], artifact.read_bytes())
+        self.step(bare, install)
+        assert lines_of_tattle(bare) == [PAM_LINE]
+        bare.accept("packer")
+        bare.imds.set(role=role)
+        self.step(bare, last)
+        assert [*bare.arrived()] == (["packer"] if role else [])
+        assert bare.hook("close_session").returncode == 0
+        bare.kill_deliverers()
+        bare.run(["umount", SPOOL], check=True)  # as the builder's end does
+        assert bare.spool() == []
+
+    def step(self, box: Instance, settings: Any) -> None:
+        box.write("/tmp/script", "\n".join(settings["inline"]))
+        command = settings["execute_command"].replace("{{ .Path }}", "/tmp/script")
+        done = box.run(["sh", "-c", 'sudo() { "$@"; }\n' + command])
+        assert done.returncode == 0, done.stderr
 
 
 class TestAnsible:

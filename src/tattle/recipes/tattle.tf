@@ -6,6 +6,7 @@
 # What you want of these, with its parameters, goes into terraform.tfvars:
 #   stacks = {
 #     iam-role    = {}
+#     ssm         = { TagValue = "canary", Url = "https://example.com/tattle", Sha256 = "CHECKSUM" }
 #     mail        = { Protocol = "email", Endpoint = "security@example.com" }
 #     logs        = { Days = 365 }
 #     archive     = { Days = 2557 }

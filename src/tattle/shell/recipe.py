@@ -16,6 +16,8 @@ HOST = (
     "iam-role.yaml",
     "ansible.yaml",
     "cloud-init.yaml",
+    "ssm.yaml",
+    "image.pkr.hcl",
     "tattle.path",
     "tattle.service",
     "tattle.cron",
