@@ -312,7 +312,7 @@ def shared_object(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def remove_user_readenv(box: Instance) -> None:
     """Close the hole as README.md's quick start does."""
     box.write("/etc/pam.d/sshd", box.read("/etc/pam.d/sshd"))  # so that a reset brings it back
-    command = readme.commands(readme.text("pam-line"))[0]
+    command = readme.commands(readme.text("pam-lines"))[0]
     assert "user_readenv" in command
     box.run(["/bin/sh", "-c", command.replace("sudo ", "")], check=True)
 

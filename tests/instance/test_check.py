@@ -19,16 +19,19 @@ from pathlib import Path
 
 import pytest
 
+import readme_blocks as readme
 from findings import IDS, Finding, check, faults
 from standins.eventbridge import Rejection
 from standins.instance import (
     EVENTBRIDGE_HOST,
     HOSTNAME,
     ON_A_TERMINAL,
+    PAM_ENVIRONMENT,
     SPOOL,
     TATTLE,
     Instance,
 )
+from standins.large_keys import certificate
 from standins.server import bind
 from support import changed, eventually
 
@@ -37,6 +40,7 @@ pytestmark = pytest.mark.root
 CONF = "/etc/tattle.conf"
 PAM = "/etc/pam.d/sshd"
 LINE = f"session optional pam_exec.so {TATTLE}"
+LINES = readme.text("the-pam-lines")
 ARN = "arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"
 COMMANDS = (  # what an advice may begin with
     *("authselect", "chmod", "chown", "cp", "echo", "install", "mount", "printf", "restorecon"),
@@ -48,7 +52,7 @@ LONGEST_SECONDS = 12.0  # a check, however broken the host is
 @pytest.fixture
 def box(instance: Instance) -> Instance:
     """The instance with nothing wrong."""
-    instance.configure_pam(user_readenv=False)
+    instance.configure_pam(user_readenv=False, lines=LINES)
     return instance
 
 
@@ -84,7 +88,7 @@ def test_where_all_is_well_there_is_a_line_for_each_thing_and_the_status_is_0(
     done = box.run([TATTLE, "check"])
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
-    assert last == "0 errors, 0 warnings, 16 ok, 1 skipped"
+    assert last == "0 errors, 0 warnings, 17 ok, 1 skipped"
     assert lines.pop() == "- send: only with --send"
     assert all(line.startswith("✓ ") for line in lines), done.stdout
     found = {line[2:].partition(": ")[0]: line.partition(": ")[2] for line in lines}
@@ -109,8 +113,14 @@ PAM_FAULTS = {  # each in the stack of a service of its own, and what is said of
     "unended": (PERMIT.strip(), "no line runs tattle"),
     "of-auth": (LINE.replace("session", "auth"), "runs tattle for auth, not for session"),
     "of-account": (LINE.replace("session", "account"), "runs tattle for account, not for session"),
-    "opened": (LINE.replace("/", "type=open_session /", 1), "open_session: half of the events"),
-    "closed": (LINE.replace("/", "type=close_session /", 1), "close_session: half of the events"),
+    "opened": (
+        LINE.replace("/", "type=open_session /", 1),
+        "nothing reports `closed`",
+    ),
+    "closed": (
+        LINE.replace("/", "type=close_session /", 1),
+        "nothing reports `opened`",
+    ),
     "missing": (runs("/usr/local/bin/tattle-missing"), "tattle-missing, which does not exist"),
     "another": (runs("/usr/local/bin/tattle-another"), "which is not the same as this one"),
     "mode": (runs("/usr/local/bin/tattle-mode"), "tattle-mode is not executable"),
@@ -197,6 +207,63 @@ class TestPam:
         is_fixed(box, *warnings)
 
 
+BEFORE_WAIT = readme.text("lines-before-wait")
+WAITING = LINE.replace(TATTLE, f"{TATTLE} --wait=1")
+UNREPORTED = f"{PAM}:.*: a login with a key or certificate over 128 KiB is not reported"
+# Lines in sshd's stack, what is said of them, and what they are once the advice is followed.
+# Options on a line stay; `required` refuses what can't be reported.
+OF_SSHD = [
+    (LINE, UNREPORTED, LINES),
+    (LINE.replace("pam_exec.so", "\\\n  pam_exec.so"), UNREPORTED, LINES),
+    (WAITING, UNREPORTED, BEFORE_WAIT + WAITING),
+    (LINE.replace("so", "so quiet"), UNREPORTED, BEFORE_WAIT + LINE.replace("so", "so quiet")),
+    (LINE.replace("optional", "required"), "", ""),
+    (LINE.replace("optional", "requisite"), "", ""),
+    (LINE.replace("optional", "[success=ok default=die]"), "", ""),
+    (WAITING.replace("optional", "required"), "", ""),
+    (BEFORE_WAIT + WAITING, "", ""),
+    (f"{LINE}\n{LINES}", "more than once", LINES),
+    (LINES.replace("/tattle\n", "/tattle --wait=1\n"), "again where --wait is over", None),
+    (LINES.replace("env.conf", "none.conf"), UNREPORTED, None),
+]
+
+
+class TestSshdsLines:
+    @pytest.mark.parametrize(("lines", "message", "fixed"), OF_SSHD)
+    def test_a_login_that_passes_unreported_or_is_reported_twice_is_found(
+        self, box: Instance, lines: str, message: str, fixed: str | None
+    ) -> None:
+        box.configure_pam(user_readenv=False, lines=f"{lines.rstrip()}\n")
+        box.write(PAM_ENVIRONMENT, "")  # for the reset
+        box.path(PAM_ENVIRONMENT).unlink()
+        if PAM_ENVIRONMENT in lines:
+            box.write(PAM_ENVIRONMENT, "SSH_AUTH_INFO_0 DEFAULT= OVERRIDE=\n")
+        found = faults(check(box))
+        if message:
+            assert re.search(message, found["pam sshd"].message)
+            is_fixed(box, *found.values())
+            assert fixed is None or box.read(PAM).endswith(f"password\n{fixed.rstrip()}\n")
+        else:
+            assert found == {}
+        with certificate(box, "ubuntu") as options:
+            entered = box.ssh("ubuntu", "true", options=options).returncode == 0
+        if entered:
+            states = [one.detail["session"] for one in box.eventbridge.wait_for(2)]
+            assert states == ["opened", "closed"]
+        else:
+            assert re.search("required|requisite|die", lines)
+
+    def test_the_file_for_pam_env_is_missing_or_others_can_write_it(self, box: Instance) -> None:
+        box.write(PAM_ENVIRONMENT, "")
+        finding = the_fault(box)
+        assert re.search(UNREPORTED, finding.message)
+        is_fixed(box, finding)
+        box.path(PAM_ENVIRONMENT).chmod(0o666)
+        finding = the_fault(box)
+        assert finding.message.startswith(f"{PAM_ENVIRONMENT} belongs to or can be written")
+        is_fixed(box, finding)
+
+
 AUTHSELECT = """\
 #!/bin/sh -e
 # What authselect(8) does, as far as it concerns us
@@ -214,7 +281,7 @@ class TestTheUsersEnvironment:
     def test_stock_debian_lets_users_set_variables_and_so_may_an_included_file(
         self, box: Instance
     ) -> None:
-        box.configure_pam(user_readenv=True)
+        box.configure_pam(lines=LINES)
         box.write("/etc/elsewhere/hole", f"# a comment\n{HOLE}")
         link = box.path("/etc/pam.d") / "hole"
         link.symlink_to("/etc/elsewhere/hole")

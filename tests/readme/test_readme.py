@@ -24,6 +24,7 @@ from failures import FAILURES, Failure
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import identity_document
 from standins.instance import SPOOL, TATTLE, Instance
+from standins.large_keys import LargeKey, certificate, security_key
 from support import ROOT, eventually, need
 from tattle.delivery import deliver, watchdog
 from tattle.event import config
@@ -36,7 +37,7 @@ from tattle.shell.finding import Finding
 SOURCE = ROOT / "src" / "tattle"
 CHECKOUT = "/tmp/checkout"  # inside the instance
 PAM_FILE = "/etc/pam.d/sshd"
-PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"
+PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"  # the original's
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "ubuntu", "PAM_RHOST": "1.2.3.4"}
 LOGIN_REFUSED = 254  # sshd's status where PAM refuses the session
 
@@ -44,7 +45,9 @@ LOGIN_REFUSED = 254  # sshd's status where PAM refuses the session
 BLOCKS = {
     "aws": "TestDeployment in test_consumers_recipes.py runs it",
     "install": "TestInstall runs it",
-    "pam-line": "TestInstall runs it",
+    "pam-lines": "TestInstall runs it",
+    "the-pam-lines": "TestInstall: what pam-lines adds",
+    "lines-before-wait": "TestPamLines",
     "pam-line-sudo": "TestInstall runs it",
     "pam-lines-su": "TestInstall has su read it",
     "uninstall": "TestInstall runs it",
@@ -61,7 +64,7 @@ TABLES = {
     "tattle or the log says": "TestFailures",
     "exit status": "TestFailures",
     "field": "TestFields",
-    "the line": "TestPamLine",
+    "the lines": "TestPamLines",
     "on the instance": "TestTables",
     "key": "TestConfiguration",
     "folder": "TestTables",
@@ -187,8 +190,9 @@ class TestInstall:
         stock = bare.read(PAM_FILE)
         for times in (1, 2):
             assert re.fullmatch(r"sent: .*\n", ran(run(bare, readme.text("install"))))
-            ran(run(bare, readme.text("pam-line")))
-            assert bare.read(PAM_FILE) == stock.replace(" user_readenv=1", "") + f"{PAM_LINE}\n"
+            ran(run(bare, readme.text("pam-lines")))
+            lines = readme.text("the-pam-lines")
+            assert bare.read(PAM_FILE) == stock.replace(" user_readenv=1", "") + lines
             ran(bare.ssh("ubuntu", "true"))
             entries = bare.eventbridge.wait_for(3 * times)
         smoke, opened, closed = (entry.detail for entry in entries[-3:])
@@ -202,7 +206,7 @@ class TestInstall:
         for unit in (name for name in recipe.HOST if name.endswith((".service", ".timer"))):
             bare.write(f"/etc/systemd/system/{unit}", "# to be removed\n")
         ran(run(bare, readme.text("uninstall")))
-        assert PAM_LINE not in bare.read(PAM_FILE)
+        assert bare.read(PAM_FILE) == stock.replace(" user_readenv=1", "")
         left = bare.run(["find", "/etc", "/usr/local", "/var", "/run", "-name", "*tattle*"])
         assert left.stdout == ""
 
@@ -227,7 +231,7 @@ class TestInstall:
             assert bare.read("/etc/pam.d/sudo") == stock + line
             assert bare.read("/etc/pam.d/sudo-i") == expected
         bare.write("/etc/pam.d/su", bare.read("/etc/pam.d/su") + readme.text("pam-lines-su"))
-        ran(run(bare, readme.text("install") + readme.text("pam-line")))
+        ran(run(bare, readme.text("install") + readme.text("pam-lines")))
         found = ran(run(bare, "sudo /usr/local/bin/tattle check"))
         assert {"pam su", "pam sudo", "pam sudo-i"} <= {*re.findall(r"pam [a-z-]+", found)}
         ran(bare.run(["su", "alice", "-c", "true"]))
@@ -241,29 +245,40 @@ class TestInstall:
     def test_user_readenv_is_found_and_removed(self, bare: Instance) -> None:
         bare.configure_pam(user_readenv=True)
         assert ran(run(bare, FIND_READENV)).startswith(f"{PAM_FILE}:")
-        ran(run(bare, readme.commands(readme.text("pam-line"))[0]))
+        ran(run(bare, readme.commands(readme.text("pam-lines"))[0]))
         nothing = run(bare, FIND_READENV)
         assert (nothing.returncode, nothing.stdout) == (1, "")
 
     def test_the_pam_line_is_the_same_everywhere(self) -> None:
         shown = [line for one in readme.blocks() for line in one.text.splitlines()]
-        lines = [line.replace(" seteuid", "") for line in shown if "echo 'session" in line]
-        assert len(lines) == 2
-        assert all(f"'{PAM_LINE}'" in line for line in lines)
+        (line,) = [line.replace(" seteuid", "") for line in shown if "echo 'session" in line]
+        assert f"'{PAM_LINE}'" in line
 
 
-class TestPamLine:
+class TestPamLines:
     WAIT = 2  # seconds; what the table calls 5
     AT_ONCE = 10  # less than this: a hook that waited for EventBridge would wait longer
+    ROWS: ClassVar = readme.table("the lines")
 
-    @pytest.mark.parametrize("row", readme.table("the line"), ids=lambda row: row[0])
-    def test_the_table_is_true(self, instance: Instance, row: list[str]) -> None:
-        line, *expected = row
-        control, _, option = re.sub(r"`|…|tattle|=5", "", line).strip().partition(" ")
+    def configure(self, box: Instance, row: str) -> bool:
+        """Write the lines that a row of the table is about. Do they wait?"""
+        line = re.search("`(.*)`", row)
+        control, _, option = re.sub("… tattle|=5", "", line[1] if line else "").partition(" ")
         arguments = [f"{option.strip()}={self.WAIT}"] if option.strip() else []
-        for fault, cell in zip((None, "hang", "broken"), expected):
+        box.configure_pam(*arguments, control=control, user_readenv=False)
+        if row.startswith("the "):
+            *_, last = box.read(PAM_FILE).splitlines(keepends=True)
+            lines = (
+                readme.text("lines-before-wait") + last if line else readme.text("the-pam-lines")
+            )
+            box.configure_pam(lines=lines, user_readenv=False)
+        return bool(arguments)
+
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+    def test_the_table_is_true(self, instance: Instance, row: list[str]) -> None:
+        for fault, cell in zip((None, "hang", "broken"), row[1:]):
             instance.reset()
-            instance.configure_pam(*arguments, control=control)
+            can_wait = self.configure(instance, row[0])
             if fault == "broken":
                 instance.write(TATTLE, "#!/bin/sh\nexit 1\n", 0o755)
             else:
@@ -271,14 +286,41 @@ class TestPamLine:
             began = time.monotonic()
             status = instance.ssh("ubuntu", "true").returncode
             seconds = time.monotonic() - began
+            eventually(lambda: instance.processes("sshd") == [])
             assert status == (LOGIN_REFUSED if "**no login**" in cell else 0), cell
-            waits = bool(arguments) and fault == "hang"
+            waits = can_wait and fault == "hang"
             assert ("after 5 s" in cell) == waits
             assert seconds >= self.WAIT if waits else seconds < self.AT_ONCE, cell
-            if "the event waits" in cell:
-                assert instance.spool()
+            if "the event waits" in cell:  # and none twice
+                assert len(instance.spool()) == (1 if "**no login**" in cell else 2)
             else:
                 eventually(lambda: not instance.spool())
+            if fault is None:
+                self.is_reported_once(instance)
+
+    @pytest.mark.parametrize("key", [certificate, security_key])
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+    def test_it_is_true_of_keys_that_are_too_large(
+        self, instance: Instance, row: list[str], key: LargeKey
+    ) -> None:
+        self.configure(instance, row[0])
+        with key(instance, "ubuntu") as options:
+            done = instance.ssh("ubuntu", "echo in", options=options)
+        eventually(lambda: instance.processes("sshd") == [])
+        refused = "**no login**" in row[4]
+        assert done.returncode == (LOGIN_REFUSED if refused else 0)
+        assert done.stdout.endswith("in\n") == (not refused)
+        if "reported" in row[4]:
+            self.is_reported_once(instance)
+        else:
+            assert (instance.spool(), instance.eventbridge.entries()) == ([], [])
+
+    def is_reported_once(self, box: Instance) -> None:
+        states = [entry.detail["session"] for entry in box.eventbridge.wait_for(2)]
+        assert states == ["opened", "closed"]
+        eventually(lambda: not box.spool())
+        assert len(box.eventbridge.entries()) == 2
+        assert box.log() == []
 
     def test_a_refused_login_is_reported_as_opened_only(self, instance: Instance) -> None:
         instance.configure_pam("--wait=1", control="required")

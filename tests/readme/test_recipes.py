@@ -15,12 +15,13 @@ import subprocess
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-from standins.instance import SPOOL, TATTLE, Instance
+import readme_blocks as readme
+from standins.instance import PAM_ENVIRONMENT, SPOOL, TATTLE, Instance
 from support import ROOT, find_pythons, hcl, need
 from tattle.errors import TattleError
 from tattle.event import config
@@ -32,7 +33,7 @@ FOLDER = ROOT / "src" / "tattle" / "recipes"
 NAMES = [name for name, _ in recipe.recipes()]
 UNITS = [name for name in NAMES if name.endswith((".path", ".service", ".timer"))]
 PAM_FILE = "/etc/pam.d/sshd"
-PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"
+PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"  # the original's
 NO_CHECKSUM = "0" * 64
 SYSTEMD = "/etc/systemd/system"
 LONGEST_PURPOSE = 100  # characters: `tattle recipe` prints it behind a name
@@ -258,20 +259,40 @@ class TestComments:
 
 
 class TestPam:
-    def test_installing_it_twice_adds_one_line(self, bare: Instance) -> None:
-        run_twice(bare, typed("pam")[:2])  # variants of the line follow
-        assert lines_of_tattle(bare) == [PAM_LINE]
+    LINES: ClassVar = readme.text("the-pam-lines").splitlines()
+    BEFORE: ClassVar = readme.text("lines-before-wait").splitlines()
+    WAITING = f"{PAM_LINE} --wait=5"
 
-    def test_the_line_is_the_same_everywhere(self) -> None:
-        for name in ("pam", "ansible.yaml", "cloud-init.yaml"):
-            assert PAM_LINE in recipe.text(name)
-
-    def test_its_variants_are_lines_of_pams(self) -> None:
-        for line in re.findall(r"(?m)^#   (session.*)$", recipe.text("pam")):
-            control, options = "(optional|required)", "( --wait=5)?"
-            assert re.fullmatch(
-                f"session +{control} +pam_exec.so( seteuid)? {TATTLE}{options}", line
-            )
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ([], LINES),
+            ([PAM_LINE], LINES),
+            ([f"-session\toptional pam_exec.so  {TATTLE} "], LINES),
+            ([WAITING], [*BEFORE, WAITING]),
+            ([PAM_LINE.replace("so", "so quiet")], [*BEFORE, PAM_LINE.replace("so", "so quiet")]),
+            ([WAITING.replace("optional", "required")],) * 2,
+            ([PAM_LINE.replace("optional    ", "[success=ok default=die]")],) * 2,
+        ],
+    )
+    def test_it_adds_the_lines_once_and_keeps_what_an_admin_chose(
+        self, bare: Instance, before: list[str], after: list[str]
+    ) -> None:
+        stock = bare.read(PAM_FILE)
+        bare.write(PAM_FILE, stock + "\n".join(before))  # the last line may have no end
+        (bare.path("/etc/pam.d") / "sshd").rename(bare.path("/etc/pam.d") / "elsewhere")
+        (bare.path("/etc/pam.d") / "sshd").symlink_to("elsewhere")
+        (command,) = typed("pam")
+        for changes in (True, False):
+            script = command.replace("tattle", "/root/tattle").replace("sudo", "")
+            done = bare.run(["/bin/sh", "-c", f"umask 077; {script}"])
+            assert (done.returncode, done.stderr) == (0, "")
+            assert ("changed: " in done.stdout) == (changes and before != after)
+            assert bare.read(PAM_FILE).splitlines() == [*stock.splitlines(), *after]
+            environment = bare.path(PAM_ENVIRONMENT)
+            assert environment.exists() == any(PAM_ENVIRONMENT in line for line in after)
+            assert not environment.exists() or environment.stat().st_mode & 0o777 == 0o644
+        assert (bare.path("/etc/pam.d") / "elsewhere").exists()
 
 
 class TestCloudInit:
@@ -291,7 +312,7 @@ class TestCloudInit:
         for _ in range(2):
             done = bare.run(self.command(artifact))
             assert done.returncode == 0, done.stderr
-        assert lines_of_tattle(bare) == [PAM_LINE]
+        assert lines_of_tattle(bare) == TestPam.LINES
         assert "user_readenv=1" not in bare.read(PAM_FILE)
         assert bare.ssh("ubuntu", "true").returncode == 0
         opened, closed = bare.eventbridge.wait_for(2)
@@ -321,7 +342,7 @@ class TestSsm:
             bare.path("/root/tattle").unlink(missing_ok=True)  # there is nothing to fetch again
             bare.run(["install", "-d", "-m", "700", SPOOL, f"{SPOOL}/rejected/x"])  # a warning
         assert bare.path(TATTLE).read_bytes() == artifact.read_bytes()
-        assert lines_of_tattle(bare) == [PAM_LINE]
+        assert lines_of_tattle(bare) == TestPam.LINES
         assert "user_readenv=1" not in bare.read(PAM_FILE)
 
     def test_it_installs_nothing_else(self, bare: Instance) -> None:
@@ -357,7 +378,7 @@ class TestPacker:
         file, install, last = (settings for step in steps for settings in step.values())
         bare.write(file["destination"], artifact.read_bytes())
         self.step(bare, install)
-        assert lines_of_tattle(bare) == [PAM_LINE]
+        assert lines_of_tattle(bare) == TestPam.LINES
         bare.accept("packer")
         bare.imds.set(role=role)
         self.step(bare, last)
@@ -380,14 +401,13 @@ class TestAnsible:
     def test_the_playbook_installs_the_same(self) -> None:
         (play,) = yaml.safe_load(recipe.text("ansible.yaml"))
         tasks = [value for task in play["tasks"] for key, value in task.items() if "." in key]
-        copy, dry_run, readenv, line = tasks
+        copy, dry_run, readenv, lines, check = tasks
         assert (copy["dest"], copy["mode"]) == (TATTLE, "0755")
         assert dry_run == f"{TATTLE} --dry-run"
         assert {*play["tasks"][1]["environment"]} == {"PAM_TYPE", "PAM_USER", "PAM_RHOST"}
         stock = "session required pam_env.so user_readenv=1 envfile=/etc/default/locale"
         without = "session required pam_env.so envfile=/etc/default/locale"
         assert re.sub(readenv["regexp"], "", stock) == without
-        assert line["line"] == PAM_LINE
-        assert (readenv["path"], line["path"]) == (PAM_FILE, PAM_FILE)
-        # lineinfile replaces the last line that matches, and adds one if none does.
-        assert re.search(line["regexp"], line["line"])
+        assert readenv["path"] == PAM_FILE
+        assert lines["cmd"].endswith(f"{TATTLE} recipe pam | sh")
+        assert check == f"{TATTLE} check"

@@ -51,6 +51,7 @@ OTHER_ROOT = Path(__file__).with_name("instance_root.sh")
 SYSTEM_PYTHON = "/usr/bin/python3"
 TATTLE = "/usr/local/bin/tattle"
 SPOOL = "/var/spool/tattle"
+PAM_ENVIRONMENT = "/etc/tattle-env.conf"  # what pam_env reads
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 EVENTBRIDGE_HOST = "events.us-east-1.amazonaws.com"
 HOSTNAME = "ip-10-0-0-5"
@@ -576,12 +577,19 @@ class Instance:
     # PAM and sshd
 
     def configure_pam(
-        self, *hook_arguments: str, control: str = "optional", user_readenv: bool = True
+        self,
+        *hook_arguments: str,
+        control: str = "optional",
+        user_readenv: bool = True,
+        lines: str = "",
     ) -> None:
-        """Write /etc/pam.d/sshd: the distribution's with our line at its end."""
+        """Write /etc/pam.d/sshd: the distribution's with our line at its end, or with those lines,
+        and the file that they name."""
         stock = self._stock_pam if user_readenv else self._stock_pam.replace("user_readenv=1 ", "")
         line = " ".join([f"session    {control}     pam_exec.so {TATTLE}", *hook_arguments])
-        self.write("/etc/pam.d/sshd", f"{stock}{line}\n")
+        self.write("/etc/pam.d/sshd", stock + (lines or f"{line}\n"))
+        if PAM_ENVIRONMENT in lines:
+            self.write(PAM_ENVIRONMENT, "SSH_AUTH_INFO_0 DEFAULT= OVERRIDE=\n")
 
     def start_sshd(self, *config: str) -> None:
         """(Re)start sshd with those lines before the stock configuration's."""

@@ -11,11 +11,13 @@ import ctypes.util
 import itertools
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from support import need
+from tattle.event.dispatch import FAILURE, IGNORE, SUCCESS, dispatch
 from tattle.event.pamd import Line, Stack, services
 
 CASES = Path(__file__).with_name("pam.d")
@@ -41,6 +43,7 @@ SKIPPING = {  # the line that can keep the hook from running although the sessio
     "sufficient-in-a-substack": None,
     "sufficient-in-an-include": "inner:1",
 }
+DISPATCH = ["four-lines", "jump-beyond-the-end", "reset-and-die"]
 TRACER = """\
 #!/bin/sh
 echo "$1" >>{folder}/trace
@@ -124,18 +127,24 @@ class Libpam:
             return line
         if entry[2] in ("include", "substack"):
             return f"{entry[1]}{self.folder}/pam.d/{entry[3]}"  # Debian 12 looks in /etc/pam.d
-        return f"{entry[1]}pam_exec.so quiet {self.folder}/tracer {name}"
+        types = re.findall(r"type=\w+", line)
+        return " ".join([entry[1], "pam_exec.so quiet", *types, f"{self.folder}/tracer", name])
 
     def let_every_line_run(self) -> None:
         """No line jumps over others, or ends the stack."""
         control = re.compile(r"^(-?\w+\s+)(?!include|substack)(\[.*?\]|\w+)", re.MULTILINE)
         for file in (self.folder / "pam.d").iterdir():
-            file.write_text(control.sub(r"\1optional", file.read_text()))
+            text = re.sub(r"type=\w+ ", "", file.read_text())
+            file.write_text(control.sub(r"\1optional", text))
 
-    def open_session(self, service: str, failing: tuple[str, ...] = ()) -> tuple[bool, list[str]]:
-        """Return whether the session opens, and the places of the modules that were run."""
+    def open_session(
+        self, service: str, failing: Sequence[str] = (), closing: bool = False
+    ) -> tuple[bool, list[str]]:
+        """Return whether the session opens, and the places of the modules that were run. `closing`:
+        also those that are run at its close, behind a `-`."""
         (self.folder / "failing").write_text(" ".join(failing) + "\n")
-        (self.folder / "trace").write_text("")
+        trace = self.folder / "trace"
+        trace.write_text("")
         converse = CONVERSE(lambda: PAM_SYSTEM_ERR)
         conversation = (ctypes.c_void_p * 2)(ctypes.cast(converse, ctypes.c_void_p), None)
         handle = ctypes.c_void_p()
@@ -143,8 +152,11 @@ class Libpam:
         arguments = (service.encode(), b"root", conversation, folder, ctypes.byref(handle))
         assert self.library.pam_start_confdir(*arguments) == 0
         status = self.library.pam_open_session(handle, 0)
+        if closing and status == 0:
+            trace.write_text(f"{trace.read_text()}-\n")
+            self.library.pam_close_session(handle, 0)
         self.library.pam_end(handle, status)
-        return status == 0, (self.folder / "trace").read_text().split()
+        return status == 0, trace.read_text().split()
 
 
 @pytest.mark.parametrize(("case", "service"), SERVICES)
@@ -178,6 +190,39 @@ def test_a_line_that_can_keep_the_hook_from_running_is_found(
     assert any(opened for opened, _ in runs)
     skipped = any(opened and place(hook) not in run for opened, run in runs)
     assert skipped == bool(skipping)
+
+
+@pytest.mark.parametrize("case", ["rhel9", *SKIPPING, *DISPATCH])
+def test_which_lines_run_at_the_close_is_what_libpam_makes_of_the_opening(
+    case: str, tmp_path: Path
+) -> None:
+    """With each line failing, alone and, in the smaller stacks, with another one."""
+    lines = [line for line in stack(case).lines if line.kind == "session"]
+    places = [place(line) for line in lines if line.module]
+    libpam = Libpam(tmp_path)
+    libpam.copy(case)
+    for count in range(3 if len(places) < 6 else 2):
+        for failing in itertools.combinations(places, count):
+            found = opened_and_closed(lines, failing)
+            assert found == libpam.open_session("sshd", failing, closing=True), failing
+
+
+def opened_and_closed(lines: list[Line], failing: Sequence[str]) -> tuple[bool, list[str]]:
+    """What open_session() says, by dispatch()."""
+    run = []
+
+    def result(line: Line, event: str) -> str:
+        types = [word for word in line.arguments if word.startswith("type=")]
+        if types not in ([], [f"type={event}"]):
+            return IGNORE
+        run.append(place(line))
+        return FAILURE if place(line) in failing else SUCCESS
+
+    opens, returned = dispatch(lines, lambda line: result(line, "open_session"))
+    if opens:
+        run.append("-")
+        dispatch(lines, lambda line: result(line, "close_session"), returned)
+    return opens, run
 
 
 @pytest.mark.parametrize(("sshd", "ours", "found"), SPELLINGS)
@@ -219,7 +264,7 @@ def test_a_line_that_lets_users_set_variables_is_found_however_it_is_written(
 
 
 def test_each_case_is_looked_at() -> None:
-    assert {*SKIPPING, "rhel9"} == {case.name for case in CASES.iterdir()}
+    assert {*SKIPPING, *DISPATCH, "rhel9"} == {case.name for case in CASES.iterdir()}
 
 
 class TestRhel9:

@@ -48,8 +48,7 @@ build {
       "mv /usr/local/bin/tattle.new /usr/local/bin/tattle",
       "rm /tmp/tattle",
       "sed -i --follow-symlinks 's/ *user_readenv=1//' /etc/pam.d/sshd",
-      "line=$(/usr/local/bin/tattle recipe pam | grep -v '^#')",
-      "grep -q /usr/local/bin/tattle /etc/pam.d/sshd || echo \"$line\" >>/etc/pam.d/sshd",
+      "/usr/local/bin/tattle recipe pam | sh",
     ]
   }
 
