@@ -408,8 +408,8 @@ class TestUnpacking:
         assert box.hook(user="traced", strace=["-e", "trace=openat"]).returncode == 0
         box.eventbridge.wait_for(2)
         trace = box.read(STRACE_LOG)
-        for module in ("deliver", "config", "fields", "events", "imds"):
-            compiled = rf"site-packages/tattle/delivery/__pycache__/{module}\.[\w-]+\.pyc"
+        for module in ("deliver", "config", "fields", "eventbridge", "imds"):
+            compiled = rf"site-packages/tattle/\w+/__pycache__/{module}\.[\w-]+\.pyc"
             assert re.search(rf'"{CACHE}/[\w-]+/{compiled}", .* = \d', trace), module
 
     def test_two_at_once_unpack_once(self, box: Instance, quick: Path) -> None:
