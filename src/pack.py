@@ -34,13 +34,15 @@ PACKAGE = ROOT / "src" / "tattle"
 TARGET = ROOT / "dist" / "tattle"
 DEFLATED = Path(sys.prefix) / "deflated"  # what zopfli made before; a new lock makes a new venv
 
+# --ignore-signal, coreutils 8.31: systemd ends a session by sending these to every process in it,
+# also to the hook that has just been started to report the end.
 # -u: variables that Python obeys in spite of -I, and TZ, which may name a FIFO. -I: neither the
 # environment, nor the working directory, nor a user's site-packages choose what runs. -S: nor the
 # machine's site-packages; and a start without `site` is quicker. -X utf8: nor a locale; one whose
 # charset Python lacks would end the hook before our first line. -B: nothing is written on import.
 PYTHON = "/usr/bin/python3 -BISXutf8"
 SHEBANG = (
-    "/usr/bin/env -S -u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ "
+    "/usr/bin/env -S --ignore-signal=HUP,TERM -u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ "
     f"{PYTHON} -c \"import sys;f=open(sys.argv[1],'rb');f.seek(%d);exec(f.read(%d))\""
 )
 SHEBANG_LIMIT = 255  # bytes with `#!`: BINPRM_BUF_SIZE - 1 since Linux 5.1

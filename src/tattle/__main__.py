@@ -37,6 +37,7 @@ def main(archive):  # type: ignore[no-untyped-def]
 
         if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
             _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+        _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)  # ignored by the `#!` line, for the hook
     for place in places:
         sys.path.insert(0, place)
         try:

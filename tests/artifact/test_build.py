@@ -217,7 +217,7 @@ class TestWhatIsInside:
         with artifact.open("rb") as file:
             line = file.readline().rstrip(b"\n")
         assert len(line) <= 255
-        unset = b"-u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ"
+        unset = b"--ignore-signal=HUP,TERM -u PYTHONEXECUTABLE -u __PYVENV_LAUNCHER__ -u TZ"
         assert line.startswith(b"#!/usr/bin/env -S " + unset + b" /usr/bin/python3 -BISXutf8 -c ")
         assert artifact.stat().st_mode & 0o777 == 0o755
 

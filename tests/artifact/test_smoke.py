@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from conftest import Moto, Tattle
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds
 from standins.server import Answer, Asked
-from support import ROOT, find_pythons
+from support import ROOT, eventually, find_pythons
 
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 LOGOUT = {**LOGIN, "PAM_TYPE": "close_session"}
@@ -246,6 +247,20 @@ class TestImds:
         assert (refused.path, refused.status) == (TOKEN_PATH, 403)
         assert all(request.had_token for request in imds.requests() if request.method == "GET")
         assert eventbridge.connection_count() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_gets_tired_of_it_can_end_it(
+    number: int, artifact: Path, clean_env: dict[str, str], imds: Imds
+) -> None:
+    imds.set(fault="hang")
+    environment = {**clean_env, **LOGIN, "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url}
+    with subprocess.Popen([artifact], env=environment, stderr=subprocess.PIPE) as process:
+        eventually(imds.connection_count)
+        process.send_signal(number)
+        assert process.wait(5) == -number
+        assert process.stderr
+        assert process.stderr.read() == b""
 
 
 def test_a_consumer_receives_the_event_from_the_queue_that_a_rule_feeds(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import SPOOL, TATTLE, Instance, prepared
+from standins.strace import strace
 from support import eventually, need, need_root, repacked
 
 pytestmark = pytest.mark.root
@@ -173,6 +174,18 @@ def test_a_terminal_ends_or_stops_no_hook(instance: Instance) -> None:
         for name in ("INT", "QUIT", "TSTP", "HUP"):
             signal(instance, name, [str(process.pid)])
         assert hook.result().returncode == os.EX_TEMPFAIL, "the time was up"
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_what_ends_a_session_does_not_end_the_hook_of_its_end(
+    instance: Instance, name: str
+) -> None:
+    """systemd sends these to all of a session's processes, also to one that has just been started:
+    here to Python when it looks for its modules."""
+    need_root("strace")
+    starting = ["-e", f"inject=?readlink,readlinkat:signal={name}:when=1"]
+    assert instance.hook("close_session", wrapper=strace(starting)).returncode == 0
+    instance.eventbridge.wait_for(1)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def leave_login() -> None:
     with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()
     for number in SIGNALS:
-        usual = signal.getsignal(number)
+        usual = signal.SIG_DFL if number == signal.SIGHUP else signal.getsignal(number)  # by env
         signal.signal(number, signal.SIG_IGN)  # discards what was sent to the login
         signal.signal(number, usual)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

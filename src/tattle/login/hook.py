@@ -274,6 +274,7 @@ def seconds_to_wait(arguments: "list[str]") -> float:
 
 def wait_for_delivery(spool: Spool, name: str, seconds: float) -> int:
     """Wait until EventBridge has the event or the time is up; return the exit status."""
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)  # accepted: a shutdown need not wait for this
     reset_timer_slack()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
