@@ -151,6 +151,18 @@ FAILURES = (
         ELSEWHERE,
         imds(fault=404, fault_path=IDENTITY_PATH),
     ),
+    Failure(
+        "IMDS at … answers 429 to GET dynamic/instance-identity/document: asked too often",
+        75,
+        "nothing: it is tried again. If it lasts, find out who asks IMDS so often",
+        imds(fault=429, fault_path=IDENTITY_PATH),
+    ),
+    Failure(
+        "IMDS at … answers GET dynamic/instance-identity/document without end",
+        69,
+        FAULTY,
+        imds(fault="endless", fault_path=IDENTITY_PATH),
+    ),
     Failure("IMDS at … answers … to …", 69, FAULTY, imds(fault=500, fault_path=IDENTITY_PATH)),
     Failure(
         "IMDS at … with an identity document without …",
@@ -221,6 +233,12 @@ FAILURES = (
         75,
         "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota",
         eventbridge(fault="throttle"),
+    ),
+    Failure(
+        "EventBridge: 413: …",
+        69,
+        "a proxy or a VPC endpoint? It must let 256 KB pass",
+        eventbridge(fault=413),
     ),
     Failure(
         "EventBridge: …",

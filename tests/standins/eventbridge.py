@@ -341,6 +341,8 @@ class EventBridge(StandIn[EventBridgeSettings]):
         return in_host[1] if in_host else REGION
 
     def error(self, status: int) -> Answer:
+        if status == 413:  # a proxy's: EventBridge itself has other words for what is too large
+            return Answer(status, b"<html>413 Request Entity Too Large</html>", "text/html")
         code = {500: "InternalException", 503: "ServiceUnavailable"}.get(status, "Fault")
         return AwsError(status, code, "The request processing has failed").answer()
 

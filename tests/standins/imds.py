@@ -1,5 +1,8 @@
 """A strict IMDSv2 server: what 169.254.169.254 is on an instance where version 2 is required.
 
+The fault 429 is what it answers a host that asks too often: DataBiosphere/toil#688,
+aws/aws-sdk-js-v3#4867.
+
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
 """
 

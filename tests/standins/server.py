@@ -8,6 +8,7 @@ in the network namespace of a throwaway instance (see `bind`).
 from __future__ import annotations
 
 import ctypes
+import gzip
 import os
 import select
 import socket
@@ -24,6 +25,7 @@ CLONE_NEWNET = 0x40000000  # sched.h
 BACKLOG = 512  # connections; a burst of hooks must not be refused by accident
 TRICKLE_SECONDS = 3.0  # between two bytes: shorter than most time-outs
 RUBBISH = b"\x00<html>\xff not what was asked for"
+BOMB_MB = 100
 PEER_POLL_SECONDS = 0.05  # how soon a withheld answer notices that its client left
 
 SettingsType = TypeVar("SettingsType", bound="Settings")
@@ -37,7 +39,9 @@ class Settings:
     - "refuse": nothing listens, and open connections are reset;
     - "hang": connections are accepted and never answered;
     - "close", "reset": a request is read, then the connection ends with FIN or with RST;
-    - "trickle": a request is read, then an answer of a thousand bytes, one every three seconds.
+    - "trickle": a request is read, then an answer of a thousand bytes, one every three seconds;
+    - "endless": 200 with a body that does not end;
+    - "bomb": 200 with a body of a hundred kB that says it is gzip's, and is a hundred MB then.
     """
 
     fault: str | int | None = None
@@ -116,7 +120,9 @@ class StandIn(Generic[SettingsType]):
 
     banner = "stand-in"
     scheme = "http"
-    faults = frozenset({"rubbish", "empty", "refuse", "hang", "close", "reset", "trickle"})
+    faults = frozenset(
+        {"rubbish", "empty", "refuse", "hang", "close", "reset", "trickle", "endless", "bomb"}
+    )
 
     def __init__(self, settings: SettingsType, *sockets: socket.socket) -> None:
         self._initial = settings
@@ -178,6 +184,9 @@ class StandIn(Generic[SettingsType]):
         """What a fault answers; raises Unanswered where that is nothing."""
         if isinstance(fault, int):
             return self.error(fault)
+        if fault == "bomb":
+            body = gzip.compress(bytes(2**20)) * BOMB_MB
+            return Answer(200, body, headers={"Content-Encoding": "gzip"})
         if fault in ("rubbish", "empty"):
             return Answer(200, RUBBISH if fault == "rubbish" else b"")
         raise Unanswered(fault)
@@ -323,6 +332,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.hold(self.connection)
             elif str(fault) == "trickle":
                 self._trickle()
+            elif str(fault) == "endless":
+                self._send_without_end()
             elif str(fault) != "close":
                 _reset(self.connection)  # "refuse" too, of a request that came just before
 
@@ -337,6 +348,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
             self.server.sleep(TRICKLE_SECONDS)
+
+    def _send_without_end(self) -> None:
+        """Until the client leaves, which is an OSError, or the settings change."""
+        fault = self.server.settings.fault
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while self.server.settings.fault == fault:
+            self.wfile.write(bytes(2**16))
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)

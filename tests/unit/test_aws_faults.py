@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +29,10 @@ from standins.imds import (
 )
 from tattle.aws import eventbridge as events
 from tattle.aws.eventbridge import Publisher
-from tattle.aws.session import ASSUME, FIX_FILES
+from tattle.aws.session import ASSUME, FIX_FILES, exit_status
 from tattle.errors import TattleError
 from tattle.event.config import Config
+from tattle.event.fields import FROM_INSTANCE
 from tattle.login.pam import Session
 from tattle.shell import check_aws
 
@@ -101,12 +103,30 @@ FAULTS = [
     imds("empty", IDENTITY_PATH, "identity.document"),
     *(Fault(69, "no identity document", {"document": of}) for of in (b'["us-east-1"]', b"1")),
     *(
+        imds("endless", path, "IMDS at .* answers (GET|PUT) .* without end")
+        for path in (TOKEN_PATH, IDENTITY_PATH)
+    ),
+    imds("endless", ROLE_PATH, "no credentials: IMDS at .* answers GET .* without end"),
+    imds("bomb", IDENTITY_PATH, "no identity document"),
+    *(
+        imds(429, path, f"{begins}IMDS at .* answers 429 to .*: asked too often", 75)
+        for path, begins in (
+            *((TOKEN_PATH, ""), (IDENTITY_PATH, "")),
+            *((CREDENTIALS_PATH, "no credentials: "), (ROLE_PATH, "no credentials: ")),
+        )
+    ),
+    *(
         document(f"identity document without {key}", **{key: missing})
         for key in ("region", "accountId", "instanceId")
         for missing in (None, "")
     ),
     document("identity document whose region is malformed", region=1),
     document("identity document whose region is malformed", region="http://elsewhere/?"),
+    document("identity document whose region is malformed", region="us-" + "a" * 300),
+    *(
+        document("identity document whose instanceId is malformed", instanceId=f"i-{more}")
+        for more in ("a" * 300_000, "a" * 2_100, "mine", "²" * 8)
+    ),
     Fault(77, "no credentials: .* answers 404 .*security-credentials", {"role": None}),
     *(
         imds(fault, path, f"no credentials: IMDS at .* answers {fault} to GET")
@@ -133,6 +153,8 @@ FAULTS = [
     eventbridge("close", 69, f"{MAYBE}: .*closed"),
     eventbridge("reset", 69, f"{MAYBE}: .*(reset|closed)"),
     eventbridge("rubbish", 69, f"{MAYBE}: unexpected response"),
+    eventbridge("endless", 69, MAYBE),
+    eventbridge("bomb", 69, MAYBE),
     eventbridge("empty", 69, f"{MAYBE}: unexpected response"),
     eventbridge("reset-after", 69, MAYBE),
     eventbridge("access-denied", 77, "EventBridge: AccessDeniedException: .*events:PutEvents"),
@@ -140,7 +162,7 @@ FAULTS = [
     eventbridge("throttle", 75, "EventBridge: ThrottlingException: Rate exceeded"),
     *(
         eventbridge(http, status, "EventBridge: .*")
-        for http, status in {429: 75, 500: 75, 503: 75, 403: 77, 404: 78, 413: 65}.items()
+        for http, status in {429: 75, 500: 75, 503: 75, 403: 77, 404: 78, 413: 69}.items()
     ),
     Fault(77, "InvalidSignatureException: Signature expired", eventbridge={"clock_skew": 3600.0}),
     rejected("MalformedDetail", 65),
@@ -198,6 +220,40 @@ def test_a_fault_is_one_error_and_check_finds_it(
         (found,) = check_aws.send(Config())
     assert (found.severity, found.advice) == ("error", error.advice)
     assert undated(found.message) == undated(str(error))
+
+
+@pytest.mark.parametrize("fault", ["endless", "bomb"])
+@pytest.mark.parametrize("path", [IDENTITY_PATH, ROLE_PATH, None])
+def test_what_is_answered_is_not_kept_whatever_its_size(
+    fault: str, path: str | None, imds: Imds, eventbridge: EventBridge
+) -> None:
+    if path:
+        imds.set(fault=fault, fault_path=path)
+    else:
+        eventbridge.set(fault=fault)
+    tracemalloc.start()
+    with pytest.raises(TattleError):
+        send()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * 1024**2
+
+
+def test_fields_and_tags_that_look_like_none_of_ec2s_are_left_out(imds: Imds) -> None:
+    imds.set(
+        document=identity_document(imageId="x" * 1000, privateIp=["10.0.0.5"]),
+        tags={"Name": "x" * 257, "Other": "x" * 256},
+    )
+    publisher = Publisher(Config(), TIMEOUT)
+    assert publisher.document.keys() & {*FROM_INSTANCE.values()} == {
+        "availabilityZone",
+        "instanceType",
+    }
+    assert (publisher.tag("Name"), publisher.tag("Other")) == (None, "x" * 256)
+
+
+def test_only_eventbridges_own_word_makes_a_request_too_large() -> None:
+    assert [exit_status(code, 413) for code in ("RequestEntityTooLarge", "413")] == [65, 69]
 
 
 def undated(text: str) -> str:

@@ -17,10 +17,7 @@ from botocore import exceptions
 from botocore.config import Config as ClientConfig
 from botocore.parsers import ResponseParserError
 
-from tattle.aws.imds import (
-    DOMAIN,
-    TAG,
-)
+from tattle.aws.imds import DOMAIN
 from tattle.aws.session import (
     NO_SUCH_BUS,
     advice,
@@ -46,7 +43,9 @@ CONNECTION_LOST = (
     exceptions.ReadTimeoutError,
     exceptions.ResponseStreamingError,
 )
-UNEXPECTED_RESPONSE = (ResponseParserError, KeyError, TypeError, ValueError, AttributeError)
+UNEXPECTED_RESPONSE = (
+    *(ResponseParserError, KeyError, TypeError, ValueError, AttributeError, RecursionError),
+)
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
@@ -196,7 +195,7 @@ class Publisher:
     def tag(self, name: str) -> str | None:
         """Return the value of an instance tag, None where tags are off or there is no such tag."""
         if name not in self._tags:
-            self._tags[name] = None if self.config.resource else self.imds.get(TAG + name)
+            self._tags[name] = None if self.config.resource else self.imds.tag(name)
         return self._tags[name]
 
     def _aws_region(self) -> str:
@@ -213,7 +212,7 @@ class Publisher:
         try:
             self.aws.get_partition_for_region(self.region)
         except exceptions.UnknownRegionError:
-            domain = None if self.config.resource else self.imds.get(DOMAIN)
+            domain = None if self.config.resource else self.imds.name(DOMAIN)
             if not domain:
                 return None
             if self._wants("dualstack"):

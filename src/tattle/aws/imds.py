@@ -15,12 +15,13 @@ from typing import NoReturn, cast
 from botocore.exceptions import InvalidIMDSEndpointError
 from botocore.session import Session
 from botocore.utils import is_valid_uri, resolve_imds_endpoint_mode
-from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
+from tattle.aws.http import ANSWER_BYTES, NoPortError, TooLongError, cause, pool_manager
 from tattle.errors import TattleError
-from tattle.event.identity import REGION, IdentityDocument
+from tattle.event.identity import NEEDED, IdentityDocument, is_short, known
 
 TIMEOUT = 1  # seconds for a connection, and for an answer
 ATTEMPTS = 3
@@ -49,12 +50,12 @@ REATTACH = "detach the instance profile from the instance, and attach it again"
 TRUST = "the role's trust policy must let ec2.amazonaws.com assume it: tattle recipe iam-role.yaml"
 FAULTY = "try again; if it stays so, look at what answers at that address"
 
-# The document's fields that must be there, and how they look
-NEEDED = {
-    "accountId": r"[0-9]{12}",
-    "instanceId": r"[\w-]+",
-    "region": REGION,
-}
+THROTTLED = "nothing: it is tried again. If it lasts, find out who asks IMDS so often"
+# Who has them can be seen by root only: ss(8).
+PORTS = "a user holds all ports, who? sudo ss -tanpe; sudo sysctl net.ipv4.ip_local_port_range"
+
+NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")  # of a partition or a domain
+LONGEST_TAG = 256  # characters, says EC2
 CREDENTIALS = ("AccessKeyId", "SecretAccessKey", "Token")
 
 
@@ -68,7 +69,7 @@ class Imds:
         if not is_valid_uri(self.url):
             raise InvalidIMDSEndpointError(endpoint=self.url)
         self._attempts = max(1, setting("metadata_service_num_attempts"))
-        self._http = PoolManager(timeout=setting("metadata_service_timeout"), retries=False)
+        self._http = pool_manager(setting("metadata_service_timeout"))
         self._token = ""
 
     def get(self, path: str) -> str | None:
@@ -101,9 +102,21 @@ class Imds:
         if missing:
             self._fail(f"{found} an identity document without {', '.join(missing)}", FAULTY)
         for name, form in NEEDED.items():
-            if not isinstance(document[name], str) or not re.fullmatch(form, document[name]):
+            if not is_short(document[name]) or not re.fullmatch(form, document[name]):
                 self._fail(f"{found} an identity document whose {name} is malformed", FAULTY)
-        return cast(IdentityDocument, document)
+        return known(cast(IdentityDocument, document))
+
+    def name(self, path: str) -> str | None:
+        """Return the partition or domain at a path, None if there is nothing."""
+        text = self.get(path)
+        if text is not None and not NAME.fullmatch(text):
+            self._fail(f"answers 200 to GET {_short(path)} with no name", FAULTY)
+        return text
+
+    def tag(self, name: str) -> str | None:
+        """Return the value of an instance tag, None where tags are off or there is no such tag."""
+        value = self.get(TAG + name)
+        return None if value is None or len(value) > LONGEST_TAG else value
 
     def role_expiration(self) -> datetime.datetime:
         """Return until when the role's credentials are valid; the error says why there are none."""
@@ -129,32 +142,46 @@ class Imds:
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> str | None:
         """Return the text of an answer, None if there is nothing: 404."""
-        answer = self._answer(method, f"{self.url.rstrip('/')}/{path}", headers)
+        answer, body = self._answer(method, path, headers)
         if answer.status == 404:
             return None
         if answer.status != 200:
             self._token = ""  # if it has expired, the next one won't have
             fault, advice = f"answers {answer.status} to {method} {_short(path)}", FAULTY
+            if answer.status == 429:
+                self._fail(f"{fault}: asked too often", THROTTLED, os.EX_TEMPFAIL)
             if answer.status == 403:
                 fault, advice = f"{fault} (is the instance metadata service enabled?)", ENABLE
             self._fail(fault, advice)
-        return answer.data.decode(errors="replace")
+        return body.decode(errors="replace")
 
-    def _answer(self, method: str, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
-        """Return what is answered, by the last attempt where those before found a fault."""
+    def _answer(
+        self, method: str, path: str, headers: dict[str, str]
+    ) -> tuple[BaseHTTPResponse, bytes]:
+        """Return answer and body, of the last attempt where those before found a fault."""
+        url = f"{self.url.rstrip('/')}/{path}"
         for left in reversed(range(self._attempts)):
             try:
-                answer = self._http.request(method, url, headers=headers)
+                # Not inflated: a body of one MB may be a thousand. None of IMDS's is compressed.
+                answer = self._http.request(
+                    method, url, headers=headers, decode_content=False, preload_content=False
+                )
+                body = answer.read(ANSWER_BYTES)
+                answer.release_conn()
                 if not left or is_answer(answer):
                     break
             except HTTPError as error:
+                if cause(error, NoPortError):
+                    self._fail("can't be reached: no local port is free", PORTS)
+                if cause(error, TooLongError):
+                    self._fail(f"answers {method} {_short(path)} without end", FAULTY)
                 # urllib3 calls a refused connection a time-out, too.
                 refused = isinstance(error, NewConnectionError)
                 if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
                     if isinstance(error, Urllib3Timeout) and not refused:
                         self._fail(NO_ANSWER, HOP_LIMIT)
                     self._fail("can't be reached (not on EC2?)", ENABLE)
-        return answer
+        return answer, body
 
     def _not_found(
         self, method: str, path: str, advice: str = ELSEWHERE, status: int = os.EX_UNAVAILABLE

@@ -20,9 +20,11 @@ from botocore.session import Session as AwsSession
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from tattle import __version__
+from tattle.aws.http import NoPortError, cause, install
 from tattle.aws.imds import (
     ATTEMPTS,
     PARTITION,
+    PORTS,
     TIMEOUT,
     Imds,
     valid_in_header,
@@ -58,6 +60,7 @@ NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
 
 def aws_session() -> tuple[AwsSession, Imds]:
     """Return a botocore session that speaks IMDSv2 only, and its IMDS. Raises TattleError."""
+    install()
     with faults(), configuring():
         session = AwsSession(
             session_vars={
@@ -141,7 +144,7 @@ def arn(session: AwsSession, imds: Imds, document: IdentityDocument) -> str:
     try:
         partition = session.get_partition_for_region(region)
     except exceptions.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
-        partition = imds.get(PARTITION) or "aws"
+        partition = imds.name(PARTITION) or "aws"
     return f"arn:{partition}:ec2:{region}:{account}:instance/{document['instanceId']}"
 
 
@@ -169,6 +172,9 @@ def faults(imds: Imds | None = None, service: str = "EventBridge") -> Iterator[N
     except NO_CREDENTIALS as error:
         raise no_credentials(error, imds) from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, ResponseParserError) as error:
+        if cause(error, NoPortError):
+            fault = f"{service} can't be reached: no local port is free"
+            raise TattleError(fault, os.EX_UNAVAILABLE, PORTS) from error
         fault = f"{service} can't be reached: {error}"
         raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
     except exceptions.BotoCoreError as error:
@@ -216,7 +222,9 @@ def exit_status(code: str, http: int) -> int:
         return os.EX_TEMPFAIL
     if code.startswith(OUR_FAULT) or http == 404:
         return os.EX_CONFIG
-    return os.EX_DATAERR if code.startswith(DATA_FAULT) or http == 413 else os.EX_NOPERM
+    if http == 413 and not code.startswith(DATA_FAULT):
+        return os.EX_UNAVAILABLE  # a proxy's: it says nothing about the event
+    return os.EX_DATAERR if code.startswith(DATA_FAULT) else os.EX_NOPERM
 
 
 def advice(code: str, http: int) -> str:
@@ -230,5 +238,6 @@ def advice(code: str, http: int) -> str:
     return {
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"look at `source`, `detail-type` and `endpoint-url` in {PATH}",
+        os.EX_UNAVAILABLE: "a proxy or a VPC endpoint? It must let 256 KB pass",
         os.EX_DATAERR: "please report it, with the event's record",
     }.get(exit_status(code, http), "the role must allow it: tattle recipe iam-policy.json")
