@@ -27,6 +27,7 @@ RUNTIME = {"botocore", "jmespath", "python-dateutil", "six", "urllib3"}
 PACKAGE = ROOT / "src" / "tattle"
 PACKED = {"botocore", "dateutil", "jmespath", "six.py", "tattle", "urllib3"}
 MADE_HERE = "site-packages/botocore/data/"  # but for the CA bundle, JSON that pack.py cut to size
+AMAZON_ROOTS = "site-packages/tattle/aws/amazon_roots.pem"  # which it took from the CA bundle
 A_WEEK_SECONDS = 7 * 24 * 3600
 FILES = {"tattle": 0o755, "tattle.sha256": 0o644, "tattle.cdx.json": 0o644}
 
@@ -179,7 +180,7 @@ class TestWhatIsInside:
                 originals[f"site-packages/tattle/{path.relative_to(PACKAGE)}"] = path.read_bytes()
         for name in archive.namelist():
             made_here = name.startswith(MADE_HERE) and name.endswith(".json")
-            if name.startswith("site-packages/") and not made_here:
+            if name.startswith("site-packages/") and not made_here and name != AMAZON_ROOTS:
                 assert archive.read(name) == originals[name], name
 
     def test_botocores_data_are_a_part_of_the_originals(self, archive: zipfile.ZipFile) -> None:
@@ -189,6 +190,15 @@ class TestWhatIsInside:
         assert services == {"events", "sts"}
         model = json.loads(archive.read(f"{MADE_HERE}events/2015-10-07/service-2.json"))
         assert set(model["operations"]) == {"DescribeEventBus", "PutEvents"}
+
+    def test_amazons_authorities_are_five_of_botocores(self, archive: zipfile.ZipFile) -> None:
+        # https://www.amazontrust.com/repository asks relying parties to trust all five.
+        certificates = re.findall(
+            "-----BEGIN[^#]+?-----END.*\n", archive.read(AMAZON_ROOTS).decode()
+        )
+        assert len(certificates) == 5
+        bundle = archive.read("site-packages/botocore/cacert.pem").decode()
+        assert all(certificate in bundle for certificate in certificates)
 
     def test_the_front_door_comes_first_and_what_a_login_may_read_is_stored(
         self, archive: zipfile.ZipFile

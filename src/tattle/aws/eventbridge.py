@@ -8,9 +8,11 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import ssl
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from botocore import exceptions
@@ -23,6 +25,7 @@ from tattle.aws.session import (
     advice,
     arn,
     aws_session,
+    cause,
     configuring,
     exit_status,
     faults,
@@ -47,6 +50,8 @@ UNEXPECTED_RESPONSE = (
     *(ResponseParserError, KeyError, TypeError, ValueError, AttributeError, RecursionError),
 )
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
+# pack.py makes it. To load all 130 authorities takes OpenSSL 3 some 15 ms.
+AMAZON_ROOTS = Path(__file__).with_name("amazon_roots.pem")
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
 Entry = dict[str, Any]
@@ -71,6 +76,7 @@ class Publisher:
         self.resource = config.resource or arn(self.aws, self.imds, self.document)
         self._tags: dict[str, str | None] = {}
         self._buses: dict[str, TattleError | None] = {}
+        self._roots = self._amazon_roots()
 
     @functools.cached_property
     def client(self) -> Any:
@@ -80,7 +86,7 @@ class Publisher:
                 "events",
                 region_name=self.region,
                 endpoint_url=self._endpoint(),
-                verify=self.config.ca_bundle,
+                verify=self.config.ca_bundle or self._roots,
                 config=ClientConfig(
                     connect_timeout=self.timeout,
                     read_timeout=self.timeout,
@@ -127,11 +133,10 @@ class Publisher:
         arrived.
         """
         bus = entries[0].get("EventBusName", "")
-        client = self.prepared_client()
         self.look_up(bus)
         with faults(self.imds, service_name(bus)):
             try:
-                answer = client.put_events(Entries=entries)
+                answer = self._call("put_events", Entries=entries)
                 results = [
                     Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
                 ]
@@ -161,10 +166,9 @@ class Publisher:
         return self._buses[bus]
 
     def _described(self, bus: str) -> TattleError | None:
-        client = self.prepared_client()
         try:
             with faults(self.imds, service_name(bus)):
-                answer = client.describe_event_bus(Name=bus)
+                answer = self._call("describe_event_bus", Name=bus)
             return None if answer.get("Arn") else Unanswered("unexpected response")
         except UNEXPECTED_RESPONSE:
             return Unanswered("unexpected response")
@@ -172,6 +176,17 @@ class Publisher:
             if is_no_such_bus(error):
                 raise
             return error
+
+    def _call(self, operation: str, **parameters: Any) -> Any:
+        """Call EventBridge, whose certificate can be another authority's than Amazon's."""
+        try:
+            return getattr(self.prepared_client(), operation)(**parameters)
+        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+            if not self._roots or not cause(error, ssl.SSLCertVerificationError):
+                raise
+        self._roots = None
+        del self.client
+        return self._call(operation, **parameters)
 
     def send(self, entry: Entry) -> str:
         """Send one event, where somebody waits, and return its id. Raises TattleError.
@@ -205,6 +220,11 @@ class Publisher:
                 "no region", os.EX_CONFIG, f"set `region` next to `resource` in {PATH}"
             )
         return str(region)
+
+    def _amazon_roots(self) -> str | None:
+        """Return the file of Amazon's own authorities; None where others have been chosen."""
+        chosen = self.aws.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        return str(AMAZON_ROOTS) if not chosen and AMAZON_ROOTS.exists() else None
 
     def _endpoint(self) -> str | None:
         if self.config.endpoint_url:

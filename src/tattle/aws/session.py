@@ -12,9 +12,11 @@ import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from typing import TypeVar
 
 from botocore import exceptions
 from botocore.credentials import Credentials
+from botocore.handlers import BUILTIN_HANDLERS
 from botocore.parsers import ResponseParserError
 from botocore.session import Session as AwsSession
 from urllib3.util.ssl_match_hostname import CertificateError
@@ -46,6 +48,8 @@ NO_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
     exceptions.MetadataRetrievalError,
 )
+# Of the names of botocore's events, the service: to register the handlers of all takes 3 ms.
+SERVICES = ("", "events", "sts")
 ROLE = "iam-role"  # botocore's provider of the instance's role
 FROM_IMDS = (ROLE, "Ec2InstanceMetadata")  # the latter is a profile's credential_source
 # A profile's settings that name another source than the instance's role
@@ -55,6 +59,7 @@ ASSUME = "the trust policy of the role in root's ~/.aws/config must name this in
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
 CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
 NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
+E = TypeVar("E", bound=BaseException)
 NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
 
 
@@ -69,8 +74,12 @@ def aws_session() -> tuple[AwsSession, Imds]:
                     ("metadata_service_timeout", TIMEOUT),
                     ("metadata_service_num_attempts", ATTEMPTS),
                 )
-            }
+            },
+            include_builtin_handlers=False,
         )
+        for name, handler, *_ in BUILTIN_HANDLERS:
+            if f"{name}.".split(".")[1] in SERVICES:
+                session.register(name, handler)
         ca_bundle = session.get_config_variable("ca_bundle")
         if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
             raise TattleError(
@@ -197,13 +206,21 @@ def no_credentials(error: exceptions.BotoCoreError, imds: Imds | None) -> Tattle
 
 def unreachable(error: BaseException | None) -> str:
     """Return what to do about a connection that could not be made."""
-    while error:
-        if isinstance(error, CertificateError):  # urllib3 compares the names itself
-            return NAME_ADVICE
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return CLOCK_ADVICE if error.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
-        error = error.__context__
+    if cause(error, CertificateError):  # urllib3 compares the names itself
+        return NAME_ADVICE
+    fault = cause(error, ssl.SSLCertVerificationError)
+    if fault:
+        return CLOCK_ADVICE if fault.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
     return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
+
+
+def cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return the error of that kind that led to this one, if one did."""
+    while error:
+        if isinstance(error, kind):
+            return error
+        error = error.__context__
+    return None
 
 
 def service_name(bus: str) -> str:
