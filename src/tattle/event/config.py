@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import configparser
-import dataclasses
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tattle.errors import TattleError
@@ -17,11 +17,10 @@ from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
 # PutEventsRequestEntry
-BUS = re.compile(r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+")
+BUS = r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+"
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The settings by their names in the file, with `_` for `-`. None: as AWS's files say."""
 
     source: str = "com.unbounce.tattle"
@@ -35,7 +34,7 @@ class Config:
     ca_bundle: str | None = None
     use_fips: bool | None = None
     use_dualstack: bool | None = None
-    services: dict[str, Config] = dataclasses.field(default_factory=dict)
+    services: Mapping[str, Config] = MappingProxyType({})
 
     def of(self, service: str | None) -> Config:
         """Return what holds for a PAM service."""
@@ -97,14 +96,12 @@ def parse(text: str, path: str = PATH) -> Config:
             except ValueError as error:
                 raise _error_in(text, path, section, key, str(error)) from None
         if not of_service:
-            config = dataclasses.replace(config, **settings)
+            config = config._replace(**settings)
         elif of_service[1] in config.services:
             raise _error_in(text, path, section, None, f"[service {of_service[1]}] is there twice")
         else:
-            service = dataclasses.replace(config, services={}, **settings)
-            config = dataclasses.replace(
-                config, services={**config.services, of_service[1]: service}
-            )
+            service = config._replace(services={}, **settings)
+            config = config._replace(services={**config.services, of_service[1]: service})
     return config
 
 
@@ -158,7 +155,7 @@ def _source(value: str) -> str:
 
 
 def _bus(value: str) -> str:
-    if not BUS.fullmatch(value):
+    if not re.fullmatch(BUS, value):
         raise ValueError("an event bus is a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME")
     return _text(1600)(value)
 
