@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import itertools
 import os
 import random
@@ -183,6 +184,7 @@ class Deliverer:
                 publisher = self.current_publisher()
                 publisher.prepared_client()
             self.send(names, publisher)
+            gc.enable()  # begin_to_leave() has disabled it
         except TattleError as error:
             self.kept_back = error
         except Exception as error:  # one that nobody expected must not end the deliverer

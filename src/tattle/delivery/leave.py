@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import threading
 
 from tattle.login.hook import SIGNALS, lift_limits, reset_timer_slack, write
 
@@ -15,15 +17,42 @@ IONICE = ("/usr/bin/ionice", "--class=best-effort", "--classdata=7")
 CPUS = 8192  # all of them: the most that Linux has, CONFIG_NR_CPUS
 
 
+def begin_to_leave() -> None:
+    """Start what takes time without taking CPU, and let the caller import in the meantime.
+
+    The imports leave no garbage, and to look for it takes 8 ms: whoever has imported enables that.
+    """
+    gc.disable()
+    reset_timer_slack()  # Python's threads wait for one another by timers
+    try:
+        MOVE.start()
+    except RuntimeError:  # the user's cgroup may hold no more threads
+        move()
+
+
+def move() -> None:
+    """Leave the login's cgroup and its I/O class.
+
+    The kernel moves none before each CPU has switched tasks, which takes some 10 ms: favordynmods
+    in https://docs.kernel.org/admin-guide/cgroup-v2.html
+    """
+    for hierarchy in CGROUPS:
+        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", b"0")
+    with contextlib.suppress(OSError):
+        os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
+
+
+MOVE = threading.Thread(target=move)
+
+
 def leave_login() -> None:
     """Leave its cgroup, session, folder, limits, signals and scheduling.
 
     What a container forbids is left as it is.
     """
-    for hierarchy in CGROUPS:
-        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", b"0")
+    if MOVE.is_alive():
+        MOVE.join()
     write("/proc/self/oom_score_adj", b"0")
-    reset_timer_slack()
     with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()
     for number in SIGNALS:
@@ -40,5 +69,3 @@ def leave_login() -> None:
         os.sched_setaffinity(0, range(CPUS))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    with contextlib.suppress(OSError):
-        os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
