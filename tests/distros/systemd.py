@@ -26,6 +26,7 @@ from standins.instance import HOSTNAME, REMOTE_HOST, SPOOL, USERS, Instance
 from support import ROOT, eventually
 
 BOOT_SECONDS = 60  # a failure, not a limit that is tested
+POWEROFF_SECONDS = 60  # the same
 STOP = "loginctl kill-session $XDG_SESSION_ID --signal=STOP"
 LOGOUTS = 3  # of which a deliverer must survive each: it is a race
 KILL_CONF = "/etc/systemd/logind.conf.d/kill.conf"
@@ -218,23 +219,23 @@ def socket_activation(box: Instance) -> None:
 def install_units(box: Instance) -> list[str]:
     """Put the units where their recipe says; their paths."""
     paths = []
-    for name in ("tattle.path", "tattle.service"):
+    for name in ("tattle.timer", "tattle.service", "tattle-shutdown.service"):
         paths.append(f"{UNITS}/{name}")
         box.write(paths[-1], (ROOT / "src/tattle/recipes" / name).read_text("utf-8"))
     return paths
 
 
 def units(box: Instance) -> None:
-    """What waits in the spool is delivered by the recipe's units, without any login."""
+    """What waits in the spool is delivered by the recipe's timer, without any login."""
     install_units(box)
-    quick = "[Service]\nExecStartPre=\nExecStartPre=/bin/sleep 1\n"  # 30 s are not waited for here
-    box.write(f"{UNITS}/tattle.service.d/quick.conf", quick)
+    quick = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\nRandomizedDelaySec=0\nAccuracySec=100ms\n"
+    box.write(f"{UNITS}/tattle.timer.d/quick.conf", quick)  # five minutes are not waited for here
     succeeds(box.run(["systemctl", "daemon-reload"]))
-    succeeds(box.run(["systemctl", "enable", "--now", "tattle.path"]))
     try:
         with box.locked():
             assert box.hook().returncode == 0
-        log = ["journalctl", "--unit=tattle.service", "--output=cat", "--identifier=tattle"]
+        succeeds(box.run(["systemctl", "enable", "--now", "tattle.timer"]))
+        log = ["journalctl", "--unit=tattle.service", "--output=cat"]
         try:
             box.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
         except AssertionError as error:
@@ -242,15 +243,33 @@ def units(box: Instance) -> None:
             raise AssertionError(f"the service delivers nothing: {told}") from error
         (entry,) = box.eventbridge.entries()
         assert entry.detail["session"] == "opened"
+        succeeds(box.run(["systemctl", "disable", "--now", "tattle.timer"]))
         active = ["systemctl", "show", "--value", "-p", "ActiveState", "tattle.service"]
         ended = "the service does not end"
         until(lambda: succeeds(box.run(active)).strip() == "inactive", ended)
         assert box.spool() == []
         result = ["systemctl", "show", "--value", "-p", "Result", "tattle.service"]
         assert succeeds(box.run(result)) == "success\n"
-        assert succeeds(box.run(["systemctl", "is-active", "tattle.path"])) == "active\n"
     finally:
-        box.run(["systemctl", "disable", "--now", "tattle.path"])
+        box.run(["systemctl", "disable", "--now", "tattle.timer"])
+
+
+def poweroff(box: Instance) -> None:
+    """The logouts that a shutdown makes are delivered before it takes the network. The last of all:
+    it ends the instance."""
+    install_units(box)
+    succeeds(box.run(["systemctl", "daemon-reload"]))
+    succeeds(box.run(["systemctl", "enable", "--now", "tattle-shutdown.service"]))
+    ssh = box.ssh_command("ssh", "alice@127.0.0.1", "read go", user="alice", source=REMOTE_HOST)
+    with box.popen(ssh, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as session:
+        try:
+            box.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
+            box.eventbridge.set(delay=1)
+            box.run(["systemctl", "poweroff"])
+            opened, closed = box.eventbridge.wait_for(2, POWEROFF_SECONDS)
+        finally:
+            session.kill()
+    assert (opened.detail["session"], closed.detail["session"]) == ("opened", "closed")
 
 
 def verify(box: Instance) -> None:
@@ -268,4 +287,5 @@ SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "socket activation": socket_activation,
     "units": units,
     "systemd-analyze verify": verify,
+    "poweroff": poweroff,
 }

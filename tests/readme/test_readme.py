@@ -87,7 +87,9 @@ INLINE = {
     "./build.sh bench": "takes minutes; test_bench.py goes once through it",
     "./build.sh distros": "takes minutes and a mirror of Debian's: by hand",
     "sudo journalctl -t tattle": "needs journald; what is logged is tested all over",
-    "sudo systemctl disable --now tattle.path tattle-check.timer": "needs systemd as process 1",
+    "sudo systemctl disable --now tattle.timer tattle-shutdown.service tattle-check.timer": (
+        "needs systemd as process 1"
+    ),
     "semodule -r tattle": "needs SELinux",
     "semanage port -a -t http_port_t -p tcp PORT": "needs SELinux",
 }

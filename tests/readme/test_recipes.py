@@ -4,7 +4,6 @@ consumers are in test_consumers_recipes.py."""
 from __future__ import annotations
 
 import configparser
-import fnmatch
 import hashlib
 import importlib
 import json
@@ -12,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,16 +24,16 @@ from support import ROOT, find_pythons, hcl, need
 from tattle.errors import TattleError
 from tattle.event import config
 from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
-from tattle.login.spool import is_record
 from tattle.shell import recipe
 
 FOLDER = ROOT / "src" / "tattle" / "recipes"
 NAMES = [name for name, _ in recipe.recipes()]
-UNITS = [name for name in NAMES if name.endswith((".path", ".service", ".timer"))]
+UNITS = [name for name in NAMES if name.endswith((".service", ".timer"))]
 PAM_FILE = "/etc/pam.d/sshd"
 PAM_LINE = "session    optional     pam_exec.so /usr/local/bin/tattle"  # the original's
 NO_CHECKSUM = "0" * 64
 SYSTEMD = "/etc/systemd/system"
+LONGEST_SHUTDOWN = 30  # seconds that people wait for it
 LONGEST_PURPOSE = 100  # characters: `tattle recipe` prints it behind a name
 A = "210987654321"  # an account
 ELSEWHERE = "arn:aws:events:us-east-1:222222222222:event-bus/x"
@@ -170,22 +168,27 @@ class TestUnits:
         done = subprocess.run(verify, capture_output=True, text=True, timeout=60)
         assert "NoSuchThing" in done.stderr  # else it would say nothing of anything
 
-    def test_the_path_unit_sees_records_and_nothing_else(self) -> None:
-        folder, _, pattern = self.parsed("tattle.path")["Path"]["PathExistsGlob"].rpartition("/")
-        assert folder == SPOOL
-        name = f"{time.time_ns():020d}-4711"
-        assert is_record(name)
-        assert fnmatch.fnmatch(name, pattern)
-        for other in ("rejected", f".accepting-{name}"):
-            assert not fnmatch.fnmatch(other, pattern)
-
     def test_what_is_run(self) -> None:
         assert self.parsed("tattle.service")["Service"]["ExecStart"] == f"{TATTLE} flush"
+        assert self.parsed("tattle-shutdown.service")["Service"]["ExecStop"] == f"{TATTLE} flush"
         assert self.parsed("tattle-check.service")["Service"]["ExecStart"] == (
             f"{TATTLE} check --send"
         )
 
-    @pytest.mark.parametrize("starts", ["tattle.path", "tattle-check.timer"])
+    def test_the_timer_and_cron_are_as_often(self) -> None:
+        assert self.parsed("tattle.timer")["Timer"]["OnCalendar"] == "*:0/5"
+        assert "\n*/5 * * * * root " in recipe.text("tattle.cron")
+
+    def test_the_last_flush_comes_between_the_sessions_end_and_the_networks(self) -> None:
+        """systemd stops in the reverse of the order in which it starts."""
+        unit = self.parsed("tattle-shutdown.service")
+        before = {"systemd-user-sessions.service", "ssh.service", "sshd.service"}
+        assert {*unit["Unit"]["Before"].split()} == before
+        assert unit["Unit"]["After"] == "network.target"
+        assert (unit["Service"]["Type"], unit["Service"]["RemainAfterExit"]) == ("oneshot", "true")
+        assert int(unit["Service"]["TimeoutStopSec"]) <= LONGEST_SHUTDOWN
+
+    @pytest.mark.parametrize("starts", ["tattle.timer", "tattle-check.timer"])
     def test_a_comment_says_how_to_install_the_pair(self, starts: str) -> None:
         started = Path(starts).with_suffix(".service").name
         assert f"for unit in {starts} {started}; do" in recipe.text(starts)
@@ -241,7 +244,14 @@ class TestComments:
         [
             ("tattle.conf", {"/etc/tattle.conf": "tattle.conf"}),
             ("tattle.cron", {"/etc/cron.d/tattle": "tattle.cron"}),
-            ("tattle.path", {f"{SYSTEMD}/{one}": one for one in ("tattle.path", "tattle.service")}),
+            (
+                "tattle.timer",
+                {f"{SYSTEMD}/tattle.{k}": f"tattle.{k}" for k in ("timer", "service")},
+            ),
+            (
+                "tattle-shutdown.service",
+                {f"{SYSTEMD}/tattle-shutdown.service": "tattle-shutdown.service"},
+            ),
             (
                 "tattle-check.timer",
                 {f"{SYSTEMD}/tattle-check.{k}": f"tattle-check.{k}" for k in ("timer", "service")},

@@ -28,6 +28,8 @@ allow tattle_login tattle_file:dir { add_name create getattr ioctl lock open rea
 rename reparent rmdir search setattr write };
 allow tattle_login tattle_file:file { append create getattr ioctl lock open read rename setattr \
 unlink write };
+allow init_t tattle_spool_t:dir mounton;
+allow init_t tattle_cache_t:dir { create mounton setattr };
 allow tattle_login bin_t:file { execute execute_no_trans getattr ioctl map open read };
 allow tattle_login bin_t:lnk_file { getattr read };
 allow tattle_login ssh_keygen_exec_t:file { execute execute_no_trans getattr map open read };
@@ -141,11 +143,11 @@ def test_sshds_session_domain_is_a_login_program_where_the_policy_has_it(tmp_pat
 
 
 @pytest.mark.parametrize("type_", ["tattle_spool_t", "tattle_cache_t"])
-def test_only_login_programs_unconfined_domains_and_restorecon_have_access(
+def test_only_login_programs_unconfined_domains_systemd_and_restorecon_have_access(
     policy: Policy, type_: str
 ) -> None:
     allowed = policy.allowed(type_)
-    assert allowed == {"tattle_login", "files_unconfined_type", "setfiles_t"}
+    assert allowed == {"tattle_login", "files_unconfined_type", "init_t", "setfiles_t"}
     for domain in OTHERS:
         assert not [name for name in allowed if domain in policy.attributes.get(name, {name})]
     assert policy.allows(type_) == {"allow file_type fs_t:filesystem associate;"}

@@ -18,10 +18,11 @@ HOST = (
     "cloud-init.yaml",
     "ssm.yaml",
     "image.pkr.hcl",
-    "tattle.path",
+    "tattle.cil",
+    "tattle.timer",
     "tattle.service",
     "tattle.cron",
-    "tattle.cil",
+    "tattle-shutdown.service",
     "tattle-check.timer",
     "tattle-check.service",
 )
