@@ -80,6 +80,24 @@ def restricted(service: configparser.SectionProxy, command: list[str]) -> list[s
     return [*unshare, "sh", "-c", "\n".join(script)]
 
 
+# What restricted() has the kernel forbid, or is looked for in the trace of a flush, and what
+# concerns only calls that the trace shows it does not make.
+TRIED = """
+ProtectSystem ReadWritePaths CacheDirectory CacheDirectoryMode UMask ProtectHome PrivateTmp
+CapabilityBoundingSet NoNewPrivileges RestrictAddressFamilies SystemCallFilter
+MemoryDenyWriteExecute RestrictNamespaces
+PrivateDevices ProtectClock ProtectControlGroups ProtectHostname ProtectKernelLogs
+ProtectKernelModules ProtectKernelTunables LockPersonality RestrictRealtime RestrictSUIDSGID
+SystemCallArchitectures
+"""
+NO_RESTRICTIONS = "Type ExecStartPre ExecStart Restart RestartSec TimeoutStartSec Nice"
+
+
+def test_there_is_no_restriction_that_is_not_tried(service: configparser.SectionProxy) -> None:
+    """PrivateNetwork=true, for one, would please `systemd-analyze security`."""
+    assert {*service} == {*TRIED.split(), *NO_RESTRICTIONS.split()}
+
+
 def filter_set(name: str) -> set[str]:
     """The system calls of one of systemd's sets, and of those within it."""
     command = ["systemd-analyze", "syscall-filter", name]
