@@ -74,7 +74,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, pythons: dict[str, str])
     # The one wheel in WHEELS that is not pure Python, zopfli's, is for 3.10 and newer, or for 3.9.
     others = [path for version, path in pythons.items() if version not in (own, "3.9")]
     need(others and own != "3.9", "needs two Pythons from 3.10 on")
-    folder = tmp_path_factory.mktemp("else where") / "ä"
+    folder = tmp_path_factory.mktemp("an other place") / "ä"
     umask = os.umask(0o077)
     try:
         copy_checkout(folder)
@@ -128,7 +128,7 @@ class TestReproducible:
         with zipfile.ZipFile(elsewhere / "dist" / "tattle") as archive:
             names = [name for name in archive.namelist() if "/recipes/" not in name]  # as they are
             built += [archive.read(name) for name in names]
-        for trace in ("else where", "builders-home", str(ROOT), str(Path.home()), sys.prefix):
+        for trace in ("an other place", "builders-home", str(ROOT), str(Path.home()), sys.prefix):
             assert not [data for data in built if trace.encode() in data]
 
     def test_a_second_build_installs_nothing(self, elsewhere: Path) -> None:

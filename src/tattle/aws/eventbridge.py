@@ -19,13 +19,13 @@ from botocore import exceptions
 from botocore.config import Config as ClientConfig
 from botocore.parsers import ResponseParserError
 
+from tattle.aws.http import cause
 from tattle.aws.imds import DOMAIN
 from tattle.aws.session import (
     NO_SUCH_BUS,
     advice,
     arn,
     aws_session,
-    cause,
     configuring,
     exit_status,
     faults,

@@ -11,7 +11,7 @@ import http.client
 import io
 import random
 import socket
-from typing import Any
+from typing import Any, TypeVar
 
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -29,6 +29,8 @@ ANSWER_BYTES = 1024 * 1024  # of a whole answer, as it is sent. Those of AWS hav
 RESERVED_PORTS = range(600, 1024)
 ATTEMPTS = 20  # such ports, of which few are ever in use
 NOT_OURS = (errno.EADDRINUSE, errno.EACCES)  # of a port: what bind(2) says
+
+E = TypeVar("E", bound=BaseException)
 
 
 class TooLongError(OSError):
@@ -117,11 +119,13 @@ def number_of(error: BaseException) -> int | None:
     return getattr(error.__cause__, "errno", None)
 
 
-def cause(error: BaseException | None, kind: type[Exception]) -> bool:
-    """Tell whether such an exception has led to this one."""
-    while error and not isinstance(error, kind):
+def cause(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return the error of that kind that led to this one, if one did."""
+    while error:
+        if isinstance(error, kind):
+            return error
         error = error.__context__
-    return error is not None
+    return None
 
 
 def install() -> None:

@@ -12,7 +12,6 @@ import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from typing import TypeVar
 
 from botocore import exceptions
 from botocore.credentials import Credentials
@@ -59,7 +58,6 @@ ASSUME = "the trust policy of the role in root's ~/.aws/config must name this in
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
 CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
 NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
-E = TypeVar("E", bound=BaseException)
 NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
 
 
@@ -212,15 +210,6 @@ def unreachable(error: BaseException | None) -> str:
     if fault:
         return CLOCK_ADVICE if fault.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
     return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
-
-
-def cause(error: BaseException | None, kind: type[E]) -> E | None:
-    """Return the error of that kind that led to this one, if one did."""
-    while error:
-        if isinstance(error, kind):
-            return error
-        error = error.__context__
-    return None
 
 
 def service_name(bus: str) -> str:
