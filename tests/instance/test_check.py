@@ -462,10 +462,10 @@ class TestSpool:
             box.run(["rm", "/var/spool/other"])
             assert faults(check(box)) == {}
 
-    def test_what_waits_what_keeps_it_back_and_what_was_set_aside(self, box: Instance) -> None:
+    def test_what_waits_what_keeps_it_back_and_what_was_rejected(self, box: Instance) -> None:
         box.eventbridge.set(rejections=[Rejection("ubuntu", "MalformedDetail", "no", times=1)])
         box.hook()
-        box.syslog.wait_for("set aside")
+        box.syslog.wait_for("rejected: ")
         (box.path(SPOOL) / "rub bish").write_text("")
         box.run([TATTLE, "flush"], check=True)
         box.eventbridge.set(fault="access-denied")

@@ -59,7 +59,7 @@ def with_constants(artifact: Path, to: Path, values: Mapping[str, object]) -> Pa
     found = set()
 
     def change(name: str, content: bytes) -> bytes:
-        if not name.endswith(("delivery/deliver.py", "delivery/watchdog.py", "shell/flush.py")):
+        if "tattle/delivery/" not in name and not name.endswith("shell/flush.py"):
             return content
         text = content.decode()
         for constant, value in values.items():
@@ -174,7 +174,7 @@ def hold_up(box: Instance, moment: Call, how: str) -> None:
         if how == "freeze":
             ending.enter_context(frozen(box, pid))
             box.run(["kill", "-CONT", str(pid)], check=True)
-            time.sleep(4)  # without a sign of life, should it be only the next one
+            time.sleep(4)  # without a heartbeat, should it be only the next one
         assert box.hook(user="next").returncode == 0
         try:
             eventually(lambda: len(box.arrived()) == 3, seconds=MINUTE + 10)
@@ -184,7 +184,7 @@ def hold_up(box: Instance, moment: Call, how: str) -> None:
         assert max(counts.values()) <= 2, named  # twice: held up between answer and removal
         assert counts["next"] == 1, named
         eventually(lambda: not box.records())
-        logged = box.log_with(f"no sign of life from process {pid} ")
+        logged = box.log_with(f"no heartbeat from process {pid} ")
         assert logged or not had_lock or how == "kill", named
 
 

@@ -98,7 +98,7 @@ def test_what_is_not_a_record_in_the_spool_is_never_followed_or_waited_for(
     instance.run(["mkdir", f"{SPOOL}/00000000000000000003-1"], check=True)
     instance.eventbridge.set(fault=None)
     flushed = instance.run([TATTLE, "flush"])
-    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain, 3 set aside\n")
+    assert (flushed.returncode, flushed.stdout) == (0, "1 delivered, 0 remain, 3 rejected\n")
     assert len(listing(instance, f"{SPOOL}/rejected")) == 3
     assert len(instance.log()) >= 3
     assert not any("secret" in line.message for line in instance.log())
@@ -222,7 +222,7 @@ def test_what_is_written_is_roots_alone_whatever_the_callers_umask(instance: Ins
     assert instance.hook(wrapper=LET_ANYBODY_READ).returncode == 0
     instance.syslog.wait_for("events wait in the spool")
     instance.write(f"{SPOOL}/rubbish", "")
-    instance.syslog.wait_for("set aside")
+    instance.syslog.wait_for("rejected: ")
     written = [
         path for top in (SPOOL, CACHE) for path in (instance.path(top), *walk(instance.path(top)))
     ]

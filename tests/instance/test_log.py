@@ -96,7 +96,7 @@ def test_nor_does_an_argument_on_the_pam_line_or_a_files_name(instance: Instance
     instance.kill_deliverers()
     instance.run(["touch", f"{SPOOL}/\x1b[2J\n{FORGED}"], check=True)
     instance.run([TATTLE, "flush"])
-    instance.syslog.wait_for("set aside")
+    instance.syslog.wait_for("rejected: ")
     assert_harmless(instance)
 
 

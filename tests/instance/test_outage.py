@@ -3,14 +3,12 @@ as it should be."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from standins import RoleCredentials
-from standins.eventbridge import EventBridge, Rejection
-from standins.imds import IDENTITY_PATH, Imds, role_credentials
+from standins.eventbridge import Rejection
+from standins.imds import IDENTITY_PATH, role_credentials
 from standins.instance import REMOTE_HOST, SPOOL, TATTLE, Hook, Instance
 from standins.outages import OUTAGES
 from support import eventually, need_root
 
 if TYPE_CHECKING:
-    from tattle.delivery.deliver import Deliverer
-    from tattle.errors import TattleError
+    pass
 
 QUICK_SECONDS = 5.0  # a login that waited for nothing, on a busy machine: far below any timeout
 OUTAGE_SECONDS = 3.0  # long enough for an event's Time to tell it from the moment of sending
@@ -118,226 +115,7 @@ class TestFlush:
         assert len([path for path in paths if path.endswith("security-credentials/tattle")]) == 1
 
 
-# Throttling and credentials
-
-
-@dataclass
-class Clock:
-    """Stands for the time module: to sleep takes no time, and the clock goes on by it."""
-
-    calls: Callable[[], int] = lambda: 0
-    at: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
-    """What happens during the first sleep after so many seconds."""
-    slept: list[float] = field(default_factory=list)
-    calls_before: list[int] = field(default_factory=list)
-    """How many calls EventBridge had had before each sleep."""
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.calls_before.append(self.calls())
-        while self.at and self.at[0][0] <= sum(self.slept):
-            self.at.pop(0)[1]()
-
-    def monotonic(self) -> float:
-        return time.monotonic() + sum(self.slept)
-
-    def time(self) -> float:
-        return time.time() + sum(self.slept)
-
-
-@dataclass
-class InProcess:
-    """A deliverer in the tests' process, on a spool of its own."""
-
-    deliverer: Deliverer
-    spool: Path
-    clock: Clock
-
-    def put(self, number: int) -> None:
-        """A record as the hook writes it."""
-        moment = 1_700_000_000_000_000_000 + number * 10**9
-        record = (
-            f"PAM_SERVICE=sshd\0PAM_USER=u{number:04d}\0PAM_RHOST=1.2.3.4\0PAM_TYPE=open_session\0"
-            f"TATTLE_TIME={moment}\0TATTLE_UPTIME=1\0TATTLE_PARENT=7\0TATTLE_PARENT_START=1\0"
-            "TATTLE_BOOT=5da1f40c-83c5-4317-82ba-029ee4990000\0"
-        )
-        (self.spool / f"{moment:020d}-7").write_text(record)
-
-    def accept(self, moment: float) -> None:
-        """A record of that time, in seconds since the epoch."""
-        (self.spool / f"{int(moment * 1e9):020d}-7").write_text("")
-
-    def left(self) -> list[str]:
-        """What waits in the spool."""
-        return [path.name for path in self.spool.iterdir() if not path.name.startswith(".")]
-
-
-@pytest.fixture
-def in_process(
-    tmp_path: Path, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> InProcess:
-    from tattle.delivery import deliver
-    from tattle.delivery.watchdog import Heartbeat
-    from tattle.event.config import Config
-    from tattle.login.spool import Spool
-
-    clock = Clock(calls=lambda: len(eventbridge.calls()))
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
-    monkeypatch.setattr(deliver, "time", clock)
-    monkeypatch.setattr(deliver, "load", lambda: Config(endpoint_url=eventbridge.url))
-    monkeypatch.setattr(deliver, "WAKE_POLL_SECONDS", 1000.0)  # a pause is one sleep then
-    spool = tmp_path / "spool"
-    spool.mkdir(0o700)
-    spools = [Spool(str(spool))]
-    return InProcess(deliver.Deliverer(spools, Heartbeat(spools)), spool, clock)
-
-
-def test_events_get_through_while_nine_calls_in_ten_are_throttled(
-    in_process: InProcess, eventbridge: EventBridge
-) -> None:
-    """The bound: ten calls to a batch of ten, as each tenth call succeeds; and as there is a pause
-    before each repetition, of 0.5, 1, 2, … s on average, some 120 s for a batch."""
-    eventbridge.set(fault="throttle", fault_share=(9, 10))
-    for number in range(THROTTLED):
-        in_process.put(number)
-    assert in_process.deliverer.run(linger=0)
-    names = [detail["username"] for detail in eventbridge.details()]
-    assert names == [f"u{number:04d}" for number in range(THROTTLED)]
-    calls = eventbridge.calls()
-    assert [call.entry_count for call in calls] == [10] * THROTTLED
-    after_throttling = {n + 1 for n, call in enumerate(calls) if call.outcome != "accepted"}
-    assert len(after_throttling) == 0.9 * THROTTLED
-    assert after_throttling <= {*in_process.clock.calls_before}
-    assert sum(in_process.clock.slept) > 6 * THROTTLED
-    assert in_process.left() == []
-
-
-def test_a_success_makes_the_next_pause_short_again(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = without_jitter(monkeypatch)
-    in_process.put(1)
-    in_process.put(2)
-    eventbridge.set(rejections=[Rejection("u0001", times=2), Rejection("u0002", times=4)])
-    assert in_process.deliverer.run(linger=0)
-    assert ends == [1, 2, 1, 2]
-
-
-def without_jitter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Have pauses take as long as they may; a list that gets their seconds as they come."""
-    from tattle.delivery import deliver
-
-    backoff, taken = deliver.backoff, []
-
-    def longest(low: float, high: float) -> float:
-        assert low == 0
-        taken.append(high)
-        return high
-
-    monkeypatch.setattr(deliver, "backoff", lambda: backoff(longest))
-    return taken
-
-
-def test_it_gives_up_after_a_quarter_of_an_hour_without_success(
-    in_process: InProcess, eventbridge: EventBridge
-) -> None:
-    in_process.put(1)
-    eventbridge.set(fault="throttle")
-    assert not in_process.deliverer.run(linger=0)
-    assert 15 * 60 - 60 < sum(in_process.clock.slept) < 15 * 60 + 60
-    assert len(in_process.left()) == 1
-
-
-def test_an_event_accepted_in_the_last_try_is_not_given_up_with_the_others(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its hook relied on a deliverer that was there."""
-    from tattle.delivery import deliver
-
-    without_jitter(monkeypatch)
-    in_process.put(1)
-    eventbridge.set(fault="throttle")
-    slept, try_once = in_process.clock.slept, in_process.deliverer.deliver
-
-    def try_for_ten_seconds(names: list[str]) -> TattleError | None:
-        last = sum(slept) + 10 > deliver.GIVE_UP_AFTER
-        slept.append(5)
-        if last:
-            in_process.accept(in_process.clock.time())
-        slept.append(5)
-        return try_once(names)
-
-    monkeypatch.setattr(in_process.deliverer, "deliver", try_for_ten_seconds)
-    assert not in_process.deliverer.run(linger=0)
-    assert len(in_process.left()) == 2
-    slept.append(5)
-    assert not deliver.is_given_up(in_process.deliverer.spools[0])
-
-
-def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_sent(
-    in_process: InProcess, eventbridge: EventBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """/var has become read-only in the middle of a call, and new events are accepted in /run."""
-    from tattle.login.spool import Spool
-
-    (tmp_path / "other").mkdir(0o700)
-    first, other = in_process.deliverer.spools[0], Spool(str(tmp_path / "other"))
-    in_process.deliverer.spools.append(other)
-    remove = first.remove
-
-    def remove_later(names: list[str]) -> None:
-        if names and len(eventbridge.calls()) < 2:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        remove(names)
-
-    def accept_in_the_other() -> None:
-        in_process.put(2)
-        (path,) = (p for p in in_process.spool.iterdir() if p.read_text().find("u0002") > 0)
-        path.rename(tmp_path / "other" / path.name)
-
-    monkeypatch.setattr(first, "remove", remove_later)
-    in_process.put(1)
-    in_process.clock.at = [(0, accept_in_the_other)]
-    assert in_process.deliverer.run(linger=0)
-    assert [detail["username"] for detail in eventbridge.details()] == ["u0001", "u0002"]
-    assert in_process.left() == []
-
-
-def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A call that is refused as a whole is split up; what then fails waits like everything else."""
-    pauses = without_jitter(monkeypatch)
-    for number in range(3):
-        in_process.put(number)
-    # A round: the whole call, then three single ones. Three rounds fail, the fourth succeeds.
-    eventbridge.set(fault=413, fault_share=(1, 4), rejections=[Rejection("opened", times=9)])
-    assert in_process.deliverer.run(linger=0)
-    assert [detail["username"] for detail in eventbridge.details()] == ["u0000", "u0001", "u0002"]
-    assert len(eventbridge.calls()) == 16
-    assert pauses == [1, 2, 4]
-
-
-def test_a_record_that_cannot_be_read_just_now_is_kept(
-    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Too many open files, say: what was accepted must not end in rejected/ for that."""
-
-    in_process.put(1)
-    in_process.put(2)
-    (spool,) = in_process.deliverer.spools
-    read = spool.read
-    faults = [OSError(errno.ENFILE, "Too many open files in system"), OSError(errno.EIO, "I/O")]
-
-    def faulty(name: str) -> bytes:
-        if faults:
-            raise faults.pop()
-        return read(name)
-
-    monkeypatch.setattr(spool, "read", faulty)
-    assert in_process.deliverer.run(linger=0)
-    assert sorted(detail["username"] for detail in eventbridge.details()) == ["u0001", "u0002"]
-    assert in_process.left() == []
+# Credentials
 
 
 @pytest.mark.root
@@ -381,7 +159,7 @@ def test_of_a_batch_only_what_failed_is_sent_again(instance: Instance) -> None:
     unlucky = Rejection("unlucky", code="InternalFailure")
     instance.eventbridge.set(rejections=[unlucky, malformed])
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain, 1 set aside\n")
+    assert (done.returncode, done.stdout) == (75, "2 delivered, 1 remain, 1 rejected\n")
     assert "InternalFailure" in done.stderr
     instance.eventbridge.set(rejections=[])
     done = instance.run([TATTLE, "flush"])
@@ -391,7 +169,7 @@ def test_of_a_batch_only_what_failed_is_sent_again(instance: Instance) -> None:
     assert (first, {*later}) == (4, {1})
     rejected = f"{SPOOL}/rejected/{names[2]}"
     assert "PAM_USER=malformed" in instance.read(rejected)
-    (line,) = instance.log_with("set aside")
+    (line,) = instance.log_with("rejected: ")
     assert rejected in line
     assert "MalformedDetail" in line
     assert instance.spool() == ["rejected"]
@@ -436,7 +214,7 @@ def test_fifty_events_of_the_largest_size_all_arrive(instance: Instance) -> None
 
 
 @pytest.mark.root
-def test_what_is_no_record_is_set_aside(instance: Instance) -> None:
+def test_what_is_no_record_is_rejected(instance: Instance) -> None:
     (good,) = instance.accept("good")
     spool = instance.path(SPOOL)
     earlier = int(good[:20]) - 100
@@ -461,21 +239,21 @@ def test_what_is_no_record_is_set_aside(instance: Instance) -> None:
     (spool / os.fsdecode(b"\xff\n\x1b[2J")).touch()
     (spool / "-rf").touch()
     (spool / ".hidden").touch()
-    set_aside = {*instance.spool()} - {good}
-    assert len(set_aside) == 14
+    no_records = {*instance.spool()} - {good}
+    assert len(no_records) == 14
     done = instance.run([TATTLE, "flush"])
-    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain, 7 set aside\n"), done
+    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain, 7 rejected\n"), done
     assert usernames(instance) == ["good"]
     assert instance.spool() == ["rejected"]
-    assert {*os.listdir(spool / "rejected")} == set_aside
-    assert len(instance.log_with("set aside")) == 14
+    assert {*os.listdir(spool / "rejected")} == no_records
+    assert len(instance.log_with("rejected: ")) == 14
     assert all(line.message.isprintable() for line in instance.log())
     assert instance.hook().returncode == 0
     instance.eventbridge.wait_for(2)
 
 
 @pytest.mark.root
-def test_what_cannot_be_set_aside_stops_nothing(instance: Instance) -> None:
+def test_what_cannot_be_rejected_stops_nothing(instance: Instance) -> None:
     """Its place may be taken, or `rejected` be something else."""
     instance.accept("first")
     spool = instance.path(SPOOL)
@@ -495,7 +273,7 @@ def test_what_cannot_be_set_aside_stops_nothing(instance: Instance) -> None:
 
 @pytest.mark.root
 def test_a_torn_record_is_never_sent_as_something_else(instance: Instance) -> None:
-    """Cut at any byte it is set aside, unless nothing is missing that is reported."""
+    """Cut at any byte it is rejected, unless nothing is missing that is reported."""
     with instance.locked() as spool, instance.session() as session:
         connection = ("SSH_CONNECTION", f"{REMOTE_HOST} 50000 127.0.0.1 22")
         assert session.hook(before=[connection]).returncode == 0
@@ -513,7 +291,7 @@ def test_a_torn_record_is_never_sent_as_something_else(instance: Instance) -> No
 
 
 @pytest.mark.root
-def test_what_a_killed_hook_left_is_set_aside_later(instance: Instance) -> None:
+def test_what_a_killed_hook_left_is_rejected_later(instance: Instance) -> None:
     instance.accept("good")
     spool = instance.path(SPOOL)
     fresh, old = spool / ".accepting-1", spool / ".accepting-2"

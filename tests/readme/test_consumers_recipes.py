@@ -693,7 +693,7 @@ class TestSilence:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Not those that send `tattle check`, that have just started, or are stopped. A login is
-        no sign of life. Each is told once, and again when others are silent."""
+        no heartbeat. Each is told once, and again when others are silent."""
         index = watch()
         silent, alive = self.launch(moto_server, Name="web-1"), self.launch(moto_server)
         stopped = self.launch(moto_server)

@@ -26,7 +26,7 @@ from standins.imds import identity_document
 from standins.instance import SPOOL, TATTLE, Instance
 from standins.large_keys import LargeKey, certificate, security_key
 from support import ROOT, eventually, need
-from tattle.delivery import deliver, watchdog
+from tattle.delivery import batches, deliver, due, records, watchdog
 from tattle.event import config
 from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
 from tattle.login import hook, spool
@@ -337,8 +337,8 @@ class TestPamLines:
 
 def number_of_copies() -> str:
     """How often a deliverer sends what may have arrived: with pauses that double, until it ends."""
-    seconds, pause, copies = 0.0, deliver.RESEND_AFTER, 1
-    while seconds + pause <= deliver.GIVE_UP_AFTER:
+    seconds, pause, copies = 0.0, due.RESEND_AFTER, 1
+    while seconds + pause <= due.GIVE_UP_AFTER:
         seconds, pause, copies = seconds + pause, 2 * pause, copies + 1
     return ("no", "one", "two", "three", "four", "five", "six")[copies]
 
@@ -374,14 +374,14 @@ class TestSpool:
 
     def test_the_numbers_are_the_sources(self) -> None:
         for words in (
-            f"up to {deliver.BATCH} in a call",
-            f"pauses of at most {deliver.FIRST_PAUSE:.0f} s, then {2 * deliver.FIRST_PAUSE:.0f} s,"
-            f" up to {deliver.LONGEST_PAUSE:.0f} s",
-            f"After {deliver.GIVE_UP_AFTER / 60:.0f} minutes without success",
+            f"up to {batches.BATCH} in a call",
+            f"pauses of at most {due.FIRST_PAUSE:.0f} s, then {2 * due.FIRST_PAUSE:.0f} s,"
+            f" up to {due.LONGEST_PAUSE:.0f} s",
+            f"After {due.GIVE_UP_AFTER / 60:.0f} minutes without success",
             f"it ends {deliver.LINGER:.0f} s after the last event",
-            f"or {deliver.TIMEOUT:.0f} seconds pass, before the answer",
-            f"at most {number_of_copies()} copies in {deliver.GIVE_UP_AFTER / 60:.0f} minutes",
-            f"no sign of life for {watchdog.DEAD_AFTER[spool.DELIVERER]:.0f} s",
+            f"or {batches.TIMEOUT:.0f} seconds pass, before the answer",
+            f"at most {number_of_copies()} copies in {due.GIVE_UP_AFTER / 60:.0f} minutes",
+            f"no heartbeat for {watchdog.DEAD_AFTER[records.DELIVERER]:.0f} s",
             f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",
             f"less than {spool.FREE_BYTES >> 20} MiB or {spool.FREE_FILES} inodes",
             f"up to {spool.EMERGENCY_LIMIT} events wait in `{spool.EMERGENCY_PATH}`",

@@ -1,32 +1,186 @@
-"""Who delivers, and when: after one that gave up, and after one that shows no sign of life."""
+"""A deliverer in the tests' process: what it sends, keeps, rejects, and leaves to the next one."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import errno
+import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tattle.delivery import fault
-from tattle.delivery.deliver import is_given_up
-from tattle.delivery.watchdog import end_holders, holders
+from standins.eventbridge import EventBridge, Rejection
+from standins.imds import Imds
+from tattle.delivery import batches, deliver, last_error
+from tattle.delivery.batches import Sender
+from tattle.delivery.deliver import Deliverer, is_given_up
+from tattle.delivery.due import GIVE_UP_AFTER, Due, Outcome
+from tattle.delivery.lock import DelivererLock
+from tattle.delivery.queue import Queue
+from tattle.delivery.records import ELSEWHERE, WAKE, Records
+from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
-from tattle.login.spool import DELIVERER, EMERGENCY_PATH, PATH, WAKE, Spool
+from tattle.event.config import Config
 
-HOLDER = """
-import fcntl, sys, time
-lock = open(sys.argv[1], "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
-print(flush=True)
-time.sleep(60)
-"""
+THROTTLED = 100  # events
+
+
+@dataclass
+class Clock:
+    """Stands for the time module: to sleep takes no time, and the clock goes on by it."""
+
+    at: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    """What happens during the first sleep after so many seconds."""
+    slept: list[float] = field(default_factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        while self.at and self.at[0][0] <= sum(self.slept):
+            self.at.pop(0)[1]()
+
+    def monotonic(self) -> float:
+        return time.monotonic() + sum(self.slept)
+
+    def time(self) -> float:
+        return time.time() + sum(self.slept)
+
+
+@dataclass
+class InProcess:
+    """A deliverer with a spool of its own."""
+
+    deliverer: Deliverer
+    spool: Path
+    clock: Clock
+
+    def put(self, number: int, **context: str) -> None:
+        """A record as the hook writes it."""
+        moment = 1_700_000_000_000_000_000 + number * 10**9
+        more = "".join(f"{name}={value}\0" for name, value in context.items())
+        record = (
+            f"PAM_SERVICE=sshd\0PAM_USER=u{number:04d}\0PAM_RHOST=1.2.3.4\0PAM_TYPE=open_session\0"
+            f"TATTLE_TIME={moment}\0TATTLE_UPTIME=1\0TATTLE_PARENT=7\0TATTLE_PARENT_START=1\0{more}"
+            "TATTLE_BOOT=5da1f40c-83c5-4317-82ba-029ee4990000\0"
+        )
+        (self.spool / f"{moment:020d}-7").write_text(record)
+
+    def left(self) -> list[str]:
+        """What waits in the spool."""
+        return [path.name for path in self.spool.iterdir() if path.name[0].isdigit()]
+
+    def records(self) -> Records:
+        return self.deliverer.queue.spools[0]
 
 
 @pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return Spool(str(tmp_path / "spool"))
+def in_process(
+    tmp_path: Path, imds: Imds, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> InProcess:
+    clock = Clock()
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url)
+    monkeypatch.setattr(deliver, "time", clock)
+    monkeypatch.setattr(batches, "load", lambda: Config(endpoint_url=eventbridge.url))
+    spool = tmp_path / "spool"
+    spool.mkdir(0o700)
+    return InProcess(deliverer_of(clock, spool), spool, clock)
+
+
+def deliverer_of(clock: Clock, *spools: Path) -> Deliverer:
+    locks = [DelivererLock(Records(str(spool))) for spool in spools]
+    assert all(lock.acquire() for lock in locks)
+    queue, heartbeat = Queue(locks), Heartbeat(locks)
+    return Deliverer(queue, Sender(queue, heartbeat), heartbeat, clock.sleep)
+
+
+def users(eventbridge: EventBridge) -> list[str]:
+    return [detail["username"] for detail in eventbridge.details()]
+
+
+def pauses_without_jitter(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have pauses take as long as they may; a list that gets their seconds as they come."""
+    taken = []
+
+    def longest(low: float, high: float) -> float:
+        taken.append(high)
+        return high
+
+    monkeypatch.setattr(deliver, "Due", lambda now: Due(now, longest))
+    return taken
+
+
+def test_events_get_through_while_nine_calls_in_ten_are_throttled(
+    in_process: InProcess, eventbridge: EventBridge
+) -> None:
+    """The bound: ten calls to a batch of ten, as each tenth call succeeds; and as there is a pause
+    before each repetition, of 0.5, 1, 2, … s on average, some 120 s for a batch."""
+    eventbridge.set(fault="throttle", fault_share=(9, 10))
+    for number in range(THROTTLED):
+        in_process.put(number)
+    assert in_process.deliverer.run(linger=0)
+    assert users(eventbridge) == [f"u{number:04d}" for number in range(THROTTLED)]
+    assert [call.entry_count for call in eventbridge.calls()] == [10] * THROTTLED
+    assert len(in_process.clock.slept) >= 0.9 * THROTTLED
+    assert sum(in_process.clock.slept) > 6 * THROTTLED
+    assert in_process.left() == []
+
+
+def test_a_lost_answer_holds_up_no_others_and_is_not_resent_for_what_they_get(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call's answer is lost; others are refused, and then accepted, long before the
+    minute is over after which it is sent again."""
+    pauses_without_jitter(monkeypatch)
+    in_process.put(0)
+    eventbridge.set(fault="reset-after", fault_times=1)
+    eventbridge.set(rejections=[Rejection("u0001", times=2)])
+    in_process.clock.at = [(0.5, lambda: None)]
+
+    began = in_process.clock.monotonic()
+    arrivals: list[tuple[str, float]] = []
+    in_process.put(1)
+    in_process.put(2)
+    monkeypatch.setattr(batches, "BATCH", 1)
+    original = in_process.deliverer.queue.confirm
+
+    def confirm(names: list[str]) -> None:
+        arrivals.extend((name, in_process.clock.monotonic() - began) for name in names)
+        original(names)
+
+    monkeypatch.setattr(in_process.deliverer.queue, "confirm", confirm)
+    assert in_process.deliverer.run(linger=0)
+    order = [(int(name[10:11]), round(seconds)) for name, seconds in arrivals]
+    assert [number for number, _ in order] == [2, 1, 0]
+    assert order[1][1] < 10
+    assert 59 <= order[2][1] <= 62
+    assert users(eventbridge).count("u0000") == 2
+
+
+def test_an_event_accepted_in_the_last_try_is_not_given_up_with_the_others(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hook relied on a deliverer that was there."""
+    pauses_without_jitter(monkeypatch)
+    in_process.put(1)
+    eventbridge.set(fault="throttle")
+    slept, send = in_process.clock.slept, in_process.deliverer.sender.send
+
+    def send_for_ten_seconds(names: list[str]) -> Outcome:
+        last = sum(slept) + 10 > GIVE_UP_AFTER
+        slept.append(5)
+        if last:
+            moment = int(in_process.clock.time() * 1e9)
+            (in_process.spool / f"{moment:020d}-7").write_text("")
+        slept.append(5)
+        return send(names)
+
+    monkeypatch.setattr(in_process.deliverer.sender, "send", send_for_ten_seconds)
+    assert not in_process.deliverer.run(linger=0)
+    assert GIVE_UP_AFTER - 60 < sum(slept) < GIVE_UP_AFTER + 60
+    assert len(in_process.left()) == 2
+    slept.append(5)
+    assert not is_given_up(in_process.records())
 
 
 @pytest.mark.parametrize(
@@ -40,37 +194,111 @@ def spool(tmp_path: Path) -> Spool:
     ids=["given up", "a flush asks", "accepted since", "the clock was set back since"],
 )
 def test_what_was_given_up_waits_for_the_next_event(
-    accepted: float,
-    noted: float,
-    woken: bool,
-    given_up: bool,
-    spool: Spool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    accepted: float, noted: float, woken: bool, given_up: bool, tmp_path: Path
 ) -> None:
-    now = time.time()
-    record = tmp_path / "spool" / f"{int((now + accepted) * 1e9):020d}-1"
-    record.touch()
-    fault.keep(spool, TattleError("EventBridge is away", 69), 1, True, now + noted)
+    records, now = Records(str(tmp_path / "spool")), time.time()
+    (tmp_path / "spool" / f"{int((now + accepted) * 1e9):020d}-1").touch()
+    last_error.keep(records, TattleError("EventBridge is away", 69), 1, True, now + noted)
     if woken:
         (tmp_path / "spool" / WAKE).touch()
-    assert is_given_up(spool) == given_up
+    assert is_given_up(records) == given_up
 
 
-@pytest.mark.parametrize(
-    ("arguments", "ours"),
-    [(["deliver", PATH], True), (["deliver", EMERGENCY_PATH], True), (["flush"], False)],
-)
-def test_only_a_deliverer_is_ended_whichever_spool_it_was_started_for(
-    arguments: list[str], ours: bool, spool: Spool, tmp_path: Path
+def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_sent(
+    in_process: InProcess, eventbridge: EventBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that holds both spools names one of them."""
-    lock = tmp_path / "spool" / DELIVERER
-    command = [sys.executable, "-c", HOLDER, str(lock), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        process.stdout.readline()
-        assert holders(spool, DELIVERER) == [process.pid]
-        assert end_holders(spool, DELIVERER) == ours
-        assert (process.poll() is not None) == ours
-        process.kill()
+    """/var has become read-only in the middle of a call, and new events are accepted in /run."""
+    other = tmp_path / "other"
+    other.mkdir(0o700)
+    lock = DelivererLock(Records(str(other)))
+    assert lock.acquire()
+    queue = in_process.deliverer.queue
+    queue.locks.append(lock)
+    queue.spools.append(lock.records)
+    first = in_process.records()
+    remove = first.remove
+
+    def remove_later(names: list[str]) -> None:
+        if names and len(eventbridge.calls()) < 2:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        remove(names)
+
+    def accept_in_the_other() -> None:
+        in_process.put(2)
+        (path,) = (p for p in in_process.spool.iterdir() if p.read_text().find("u0002") > 0)
+        path.rename(other / path.name)
+
+    monkeypatch.setattr(first, "remove", remove_later)
+    in_process.put(1)
+    in_process.clock.at = [(0, accept_in_the_other)]
+    assert in_process.deliverer.run(linger=0)
+    assert users(eventbridge) == ["u0001", "u0002"]
+    assert in_process.left() == []
+
+
+def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is refused as a whole is split up; what then fails waits like everything else."""
+    pauses = pauses_without_jitter(monkeypatch)
+    for number in range(3):
+        in_process.put(number)
+    # A round: the whole call, then three single ones. Three rounds fail, the fourth succeeds.
+    eventbridge.set(fault=413, fault_share=(1, 4), rejections=[Rejection("opened", times=9)])
+    assert in_process.deliverer.run(linger=0)
+    assert users(eventbridge) == ["u0000", "u0001", "u0002"]
+    assert len(eventbridge.calls()) == 16
+    assert pauses == [1, 2, 4]
+
+
+def test_a_record_that_cannot_be_read_just_now_is_kept(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, say: what was accepted must not end in rejected/ for that."""
+    in_process.put(1)
+    in_process.put(2)
+    records = in_process.records()
+    read = records.read
+    faults = [OSError(errno.ENFILE, "Too many open files in system"), OSError(errno.EIO, "I/O")]
+
+    def faulty(name: str) -> bytes:
+        if faults:
+            raise faults.pop()
+        return read(name)
+
+    monkeypatch.setattr(records, "read", faulty)
+    assert in_process.deliverer.run(linger=0)
+    assert sorted(users(eventbridge)) == ["u0001", "u0002"]
+    assert in_process.left() == []
+
+
+def test_what_was_accepted_on_another_instance_is_never_sent_as_this_ones(
+    in_process: InProcess, eventbridge: EventBridge
+) -> None:
+    in_process.put(1, TATTLE_INSTANCE="i-0builder")
+    in_process.put(2, TATTLE_INSTANCE="i-abc123abc123")
+    in_process.put(3)  # tattle 1.1 did not say
+    assert in_process.deliverer.run(linger=0)
+    assert users(eventbridge) == ["u0002", "u0003"]
+    (kept,) = (in_process.spool / ELSEWHERE).iterdir()
+    assert "PAM_USER=u0001" in kept.read_text()
+
+
+class TestALockThatIsPulledAway:
+    def test_nothing_more_is_sent_once_the_directory_is_another(
+        self, in_process: InProcess, eventbridge: EventBridge
+    ) -> None:
+        in_process.put(1)
+        in_process.spool.rename(in_process.spool.with_name("moved"))
+        in_process.spool.mkdir(0o700)
+        assert not in_process.deliverer.run(linger=0)
+        assert eventbridge.calls() == []
+
+    def test_the_file_beside_it_is_made_anew(
+        self, in_process: InProcess, eventbridge: EventBridge
+    ) -> None:
+        in_process.put(1)
+        (in_process.spool / ".deliverer").unlink()
+        assert in_process.deliverer.run(linger=0)
+        assert users(eventbridge) == ["u0001"]
+        assert (in_process.spool / ".deliverer").exists()

@@ -1,5 +1,5 @@
 """An entry for PutEvents is within EventBridge's limits, or is refused as too large; of each record
-in the spool comes one entry, or it is set aside."""
+in the spool comes one entry, or it is rejected."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from standins.eventbridge import ENTRIES_BYTES, check_entry
 from standins.eventbridge import entry_size as size_by_the_stand_in
 from tattle.aws import eventbridge as events
-from tattle.delivery.deliver import Deliverer
+from tattle.delivery.batches import Sender, Tally
+from tattle.delivery.queue import Queue
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
 from tattle.event import config
 from tattle.event.fields import FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.login.pam import Session
-from tattle.login.spool import Spool
 from unit.sessions import attempt, block, blocks, session, sessions, thorough
 
 ALL_FIELDS = (*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, "tag:Name", "tag:é")
@@ -42,22 +42,20 @@ def publisher() -> Iterator[events.Publisher]:
 
 
 class OneRecord:
-    """A spool of one record, that remembers whether it was set aside."""
+    """A queue of one record, that remembers whether it was rejected."""
 
     def __init__(self, record: bytes) -> None:
         self.record = record
         self.rejected = ""
-
-    def waiting(self) -> list[str]:
-        return ["0"]
+        self.sessions: dict[str, Session] = {}
 
     def read(self, _: str) -> bytes:
         return self.record
 
-    def remove(self, _: list[str]) -> None:
-        raise AssertionError("nothing was sent")
+    def is_from_elsewhere(self, *_: object) -> bool:
+        return False
 
-    def set_aside(self, _: str, reason: str) -> None:
+    def reject(self, _: str, reason: str) -> None:
         self.rejected = reason
 
 
@@ -72,13 +70,12 @@ WHOLE += b"TATTLE_BOOT=b\0"
 @example(record=WHOLE + b"TATTLE_TIME=" + "²".encode())
 @example(record=WHOLE + b"TATTLE_PARENT_START=1\0TATTLE_UPTIME=" + b"9" * 400)
 @example(record=WHOLE + b"TATTLE_UNVERIFIED_SSH_CONNECTION=a %b b 1" % (b"9" * 5000))
-def test_any_record_is_one_entry_or_set_aside(publisher: events.Publisher, record: bytes) -> None:
+def test_any_record_is_one_entry_or_rejected(publisher: events.Publisher, record: bytes) -> None:
     """Another exception would stop delivery at that record for good."""
-    spool = OneRecord(record)
-    spools = [cast(Spool, spool)]
-    deliverer = Deliverer(spools, Heartbeat(spools))
-    batches = list(deliverer.batches(deliverer.waiting(), publisher))
-    assert bool(batches) != bool(spool.rejected)
+    queue = OneRecord(record)
+    sender = Sender(cast(Queue, queue), Heartbeat([]))
+    batches = list(sender.batches(["0"], publisher, Tally()))
+    assert bool(batches) != bool(queue.rejected)
     for bus, batch in batches:
         (entry,) = batch.values()
         assert entry["EventBusName"] == bus

@@ -78,6 +78,11 @@ class Publisher:
         self._buses: dict[str, TattleError | None] = {}
         self._roots = self._amazon_roots()
 
+    @property
+    def instance_id(self) -> str | None:
+        """This instance's id; None where the configuration names the resource."""
+        return self.document.get("instanceId")
+
     @functools.cached_property
     def client(self) -> Any:
         """botocore's client for EventBridge, which looks for credentials. Raises TattleError."""

@@ -1,56 +1,40 @@
-"""The deliverer: empty the spool, oldest first, until EventBridge has all.
+"""The deliverer: a process of its own, which a hook starts. This is its life.
 
-A process of its own, which a hook starts. It leaves the login, becomes the standby, and waits for
-the deliverer's lock. No record is removed that EventBridge has not confirmed; what can
-never be sent is set aside.
+Detach from the login, have on disk what it accepted, stand by, take the deliverer's lock, and send
+until nothing is left. batches.py sends; due.py says when.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import gc
-import itertools
+import functools
+import math
 import os
-import random
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import tattle
-from tattle.delivery.fault import forget, keep, last
+from tattle.delivery import last_error
+from tattle.delivery.batches import BATCH, Sender
+from tattle.delivery.due import Due, Outcome
 from tattle.delivery.leave import leave_login
+from tattle.delivery.lock import DelivererLock
+from tattle.delivery.queue import Queue
+from tattle.delivery.records import WAKE, Records
+from tattle.delivery.wake import Alarm
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
-from tattle.errors import TattleError, Unanswered, defect, log
-from tattle.event.config import Config, load
-from tattle.event.pamd import trusts_sshd
-from tattle.login.pam import Session, is_whole, parse
-from tattle.login.spool import EMERGENCY_PATH, FAULT, LATE_SECONDS, PATH, WAKE, Spool, accepted_at
+from tattle.errors import TattleError, defect, log
+from tattle.login.hook import read
+from tattle.login.spool import EMERGENCY_PATH, LATE_SECONDS, PATH, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
-if TYPE_CHECKING:
-    from tattle.aws.eventbridge import Entry, Publisher
-
-TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
-CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
-FIRST_PAUSE = 1.0  # seconds: the upper end of the first jitter
-LONGEST_PAUSE = 60.0  # seconds
-# Seconds until what may have arrived is sent again; then twice as long, and so on. Within
-# GIVE_UP_AFTER that makes five copies at most, after 0, 60, 180, 420 and 900 s.
-RESEND_AFTER = 60.0
-GIVE_UP_AFTER = 15 * 60.0  # seconds without a success until records wait for the next hook or flush
-RECORD_WAKES_AFTER = 5.0  # seconds of a pause, so that a busy host doesn't try with every login
 LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads botocore once
-POLL_SECONDS = 0.01  # between two looks while staying
-WAKE_POLL_SECONDS = 0.5  # between two looks in a pause
 GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
 LIFE = 15 * 60.0  # seconds after which a busy deliverer leaves it to a new one
-BATCH = 10  # entries in a PutEvents call
-# A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
-FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 
@@ -61,17 +45,23 @@ def main(arguments: list[str]) -> int:
     status = os.EX_UNAVAILABLE
     try:
         close_inherited()
+        records = Records(arguments[1])
+        records.sync_new()  # what the hook has not done, so that no login waits for a disk
+        if is_shutting_down():
+            os._exit(0)
         if from_archive() and AGAIN not in arguments:
-            # Nothing is unpacked, or the front door could not use it.
-            with contextlib.suppress(TattleError):  # raised again below, and kept as the fault
+            # Nothing is unpacked, or the first member of the archive could not use it.
+            with contextlib.suppress(TattleError):  # raised again below, and kept as the last error
                 repair()
                 unpack()
                 begin_anew(AGAIN)
-        spool = Spool(arguments[1])
-        if not become_standby(spool):
+        standby = become_standby(records)
+        lock = become_deliverer(records, standby, records.sync_new) if standby else None
+        if not standby or not lock:
             os._exit(0)
-        become_deliverer(spool)
-        status = 0 if is_given_up(spool) or deliver_until_empty(spool) else os.EX_TEMPFAIL
+        lock.beat()
+        standby.release()
+        status = 0 if is_given_up(records) or deliver_until_empty(lock) else os.EX_TEMPFAIL
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
@@ -86,322 +76,137 @@ def close_inherited() -> None:
             os.close(fd)
 
 
+def is_shutting_down() -> bool:
+    """Tell whether systemd has stopped all services and ends every process: systemd-shutdown(8).
+
+    It waits 90 seconds for who does not obey its one SIGTERM, which may have been discarded with
+    what was meant for the login.
+    """
+    with contextlib.suppress(OSError):
+        return b"shutdown" in read("/proc/1/comm")
+    return False
+
+
 def begin_anew(*arguments: str) -> NoReturn:
     """Replace this process by a new one, of the build that is installed and unpacked now."""
     signal.setitimer(signal.ITIMER_REAL, 0)  # an exec keeps it
     os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 
-def is_given_up(spool: Spool) -> bool:
+def is_given_up(records: Records) -> bool:
     """Tell whether the last deliverer gave up on all that waits, which is for the next login."""
-    fault, names = last(spool), spool.waiting()
-    if not fault or not fault.gave_up or not names or spool.holds(WAKE):
+    last, names = last_error.read(records), records.names()
+    if not last or not last.gave_up or not names or records.holds(WAKE):
         return False
-    return accepted_at(names[-1]) < fault.time < time.time()  # else the clock was set back
+    return accepted_at(names[-1]) < last.time < time.time()  # else the clock was set back
 
 
-def deliver_until_empty(spool: Spool) -> bool:
+def deliver_until_empty(lock: DelivererLock) -> bool:
     """Deliver what waits in this spool and in the other one. Tell whether nothing is left."""
-    spools = [spool]
-    other = EMERGENCY_PATH if spool.path == PATH else PATH
+    locks = [lock]
+    other = EMERGENCY_PATH if lock.records.path == PATH else PATH
     with contextlib.suppress(OSError, TattleError):
         if os.path.isdir(other):
-            second = Spool(other)
-            if second.lock():
-                spools.append(second)
-    with Heartbeat(spools) as heartbeat:
-        return Deliverer(spools, heartbeat).run(LINGER)
-
-
-def backoff(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
-    """Yield the seconds to wait after each failure in a row: full jitter below what doubles."""
-    longest = FIRST_PAUSE
-    while True:
-        yield uniform(0, longest)
-        longest = min(2 * longest, LONGEST_PAUSE)
+            second = DelivererLock(Records(other))
+            if second.acquire():
+                locks.append(second)
+    queue = Queue(locks)
+    alarm = Alarm(spool.fd for spool in queue.spools)
+    with Heartbeat(locks) as heartbeat:
+        sleep = functools.partial(heartbeat.sleep, alarm)
+        return Deliverer(queue, Sender(queue, heartbeat), heartbeat, sleep).run(LINGER)
 
 
 class Deliverer:
-    """Delivers from the spools whose locks it holds. Raises no TattleError."""
+    """Sends what is due, until nothing is left. Raises no TattleError.
 
-    def __init__(self, spools: list[Spool], heartbeat: Heartbeat) -> None:
-        self.spools = spools
-        self.heartbeat = heartbeat
-        self.spool_of: dict[str, Spool] = {}
-        self.publisher: Publisher | None = None
-        self.config = Config()
-        self.delivered = 0
-        self.fault: TattleError | None = None  # that of the last try
-        self.unremoved: set[str] = set()  # records that EventBridge has
-        self.stuck: set[str] = set()  # records that could not be set aside
-        self.kept_back: TattleError | None = None  # what keeps back some of a try's records
-        self.called = 0.0  # time.monotonic() of the last call
+    sleep is given the most seconds to sleep, and returns sooner if something is accepted.
+    """
+
+    def __init__(
+        self, queue: Queue, sender: Sender, heartbeat: Heartbeat, sleep: Callable[[float], None]
+    ) -> None:
+        self.queue, self.sender, self.heartbeat, self.sleep = queue, sender, heartbeat, sleep
+        self.reporter = Reporter(queue)
 
     def run(self, linger: float) -> bool:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
-        began = success = time.monotonic()
-        pauses, resending = backoff(), resend_pauses()
-        late = False
-        while True:
-            self.answer_wake()
-            names = self.waiting()
-            since_call = time.monotonic() - self.called
-            if 0 < len(names) < BATCH and since_call < GATHER:
-                time.sleep(GATHER - since_call)
-                names = self.waiting()
-            late = late or (bool(names) and time.time() - accepted_at(names[0]) > LATE_SECONDS)
+        now = time.monotonic()
+        due, life_ends, leaves_at, next_call = Due(now), now + LIFE, now + linger, now
+        while self.queue.is_ours():
+            self.heartbeat.turn()
+            if self.queue.is_woken():
+                due.try_all()
+            waiting, now = self.queue.names(), time.monotonic()
+            names = due.names(waiting, now)
             if not names:
-                self.recovered(late)
-                late = False
-                if time.monotonic() - began > LIFE or not self.more_within(linger):
-                    return True
-                continue
-            before, tried = self.delivered, time.time()
-            fault = self.deliver(names)
-            if self.delivered > before:
-                success, pauses = time.monotonic(), backoff()
-            if not fault:
-                resending = resend_pauses()
-                continue
-            gives_up = time.monotonic() - success > GIVE_UP_AFTER
-            self.keep_fault(fault, gives_up, tried)
-            if gives_up:
-                return False
-            if isinstance(fault, Unanswered):
-                self.pause(next(resending))
+                if not waiting:
+                    self.reporter.nothing_waits()
+                seconds = due.seconds(waiting, now)
+                if seconds == math.inf and now >= min(leaves_at, life_ends):
+                    return not waiting
+                self.sleep(leaves_at - now if seconds == math.inf else seconds)
+            elif len(names) < BATCH and now < next_call:
+                time.sleep(next_call - now)  # so that a burst becomes batches
             else:
-                self.pause(next(pauses), newest=names[-1])
-
-    def deliver(self, names: list[str]) -> TattleError | None:
-        """Send these records once, oldest first; return the fault that kept some of them back.
-
-        Stops where EventBridge can't be had; goes on where it refused single entries, or one bus.
-        """
-        self.kept_back = None
-        try:
-            names = self.sendable(names)
-            with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
-                publisher = self.current_publisher()
-                publisher.prepared_client()
-            self.send(names, publisher)
-            gc.enable()  # begin_to_leave() has disabled it
-        except TattleError as error:
-            self.kept_back = error
-        except Exception as error:  # one that nobody expected must not end the deliverer
-            self.kept_back = defect(error)
-        if self.kept_back and self.kept_back.status != os.EX_TEMPFAIL:
-            self.publisher = None  # files, role or network: ask again when trying again
-        return self.kept_back
-
-    def sendable(self, names: list[str]) -> list[str]:
-        """Return those that lie where delivered records can be removed, which is done first.
-
-        Raises TattleError if none does.
-        """
-        try:
-            self.remove_delivered()
-        except TattleError as error:
-            self.kept_back = error
-            unwritable = {self.spool_of[name] for name in self.unremoved}
-            names = [name for name in names if self.spool_of[name] not in unwritable]
-            if not names:
-                raise
-        return names
-
-    def current_publisher(self) -> Publisher:
-        """Return the publisher for the configuration as it is now. Raises TattleError."""
-        config = load()
-        if self.publisher is None or config != self.config:
-            unpack()
-            from tattle.aws.eventbridge import Publisher
-
-            self.publisher, self.config = Publisher(config, TIMEOUT), config
-        return self.publisher
-
-    def send(self, names: list[str], publisher: Publisher) -> None:
-        """Send these records. Raises TattleError if that keeps back all that is left."""
-        refusing: set[str] = set()
-        for bus, batch in self.batches(names, publisher):
-            if bus not in refusing:
-                try:
-                    self.publish(batch, publisher)
-                except TattleError as error:
-                    if error.status not in (os.EX_NOPERM, os.EX_CONFIG):
-                        raise
-                    refusing.add(bus)
-                    self.kept_back = self.kept_back or error
-
-    def batches(
-        self, names: list[str], publisher: Publisher
-    ) -> Iterator[tuple[str, dict[str, Entry]]]:
-        """Yield event bus and entries by record, as many as one call takes, all for that bus.
-
-        Sets aside what is no event.
-        """
-        from tattle.aws.eventbridge import SIZE_LIMIT, entry_size
-
-        filling: dict[str, dict[str, Entry]] = {}
-        sizes: dict[str, int] = {}
-        for name in names:
-            with self.heartbeat.at_most(CALL_SECONDS, too_slow()):  # IMDS may be asked for a tag
-                entry = self.entry(name, publisher)
-            if entry is None:
-                continue
-            bus, size = entry.get("EventBusName", ""), entry_size(entry)
-            batch = filling.get(bus, {})
-            if len(batch) == BATCH or sizes.get(bus, 0) + size >= SIZE_LIMIT:
-                yield bus, batch
-                batch, sizes[bus] = {}, 0
-            filling[bus] = {**batch, name: entry}
-            sizes[bus] = sizes.get(bus, 0) + size
-        yield from filling.items()
-
-    def entry(self, name: str, publisher: Publisher) -> Entry | None:
-        """Return a record's entry; None if it has none, and then it is out of the way."""
-        try:
-            return publisher.entry(self.session(name), trusts_sshd)
-        except TattleError as error:
-            if error.status not in (os.EX_DATAERR, os.EX_USAGE):
-                raise
-            self.set_aside(name, str(error))
-        except OSError as error:
-            if error.errno in FOREIGN:
-                self.set_aside(name, str(error))
-            elif self.spool_of[name].holds(name):  # else somebody removed it
-                fault = f"can't read {self.spool_of[name].path}/{name}: {error.strerror}"
-                self.kept_back = TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check")
-        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
-            self.set_aside(name, f"{type(error).__name__}: {error}")  # it must not keep others back
-        return None
-
-    def session(self, name: str) -> Session:
-        """Return the session that a record tells of. Raises OSError or TattleError."""
-        record = self.spool_of[name].read(name)
-        session = parse(record)
-        if not is_whole(record) or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
-            raise TattleError("an incomplete record", os.EX_DATAERR)
-        return session
-
-    def set_aside(self, name: str, reason: str) -> None:
-        """Put what can never be sent out of the way; failing that, leave it alone from now on."""
-        try:
-            self.spool_of[name].set_aside(name, reason)
-        except OSError as error:
-            self.stuck.add(name)
-            log(f"can't set aside {name} ({reason}): {error}")
-
-    def publish(self, batch: dict[str, Entry], publisher: Publisher) -> None:
-        """Send one batch; remove what was accepted, set aside what never will be.
-
-        Raises TattleError if the call as a whole did not succeed.
-        """
-        self.called = time.monotonic()
-        try:
-            too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
-            with self.heartbeat.at_most(CALL_SECONDS, too_late):
-                results = publisher.publish(list(batch.values()))
-        except TattleError as error:
-            if error.status != os.EX_DATAERR:
-                raise
-            if len(batch) == 1:
-                self.set_aside(next(iter(batch)), str(error))
-            else:
-                for name, entry in batch.items():  # one of them made the call fail
-                    self.publish({name: entry}, publisher)
-            return
-        accepted = [name for name, result in zip(batch, results) if not result.error]
-        self.delivered += len(accepted)
-        self.unremoved.update(accepted)
-        self.remove_delivered()
-        for name, (_, refusal) in zip(batch, results):
-            if refusal and refusal.status == os.EX_DATAERR:
-                self.set_aside(name, str(refusal))
-            elif refusal:
-                self.kept_back = refusal
-
-    def remove_delivered(self) -> None:
-        """Remove what EventBridge has. Raises TattleError; it is not sent a second time then."""
-        fault = None
-        for spool in self.spools:
-            names = sorted(name for name in self.unremoved if self.spool_of[name] is spool)
-            try:
-                spool.remove(names)
-                self.unremoved.difference_update(names)
-            except OSError as error:
-                message = f"can't remove what is delivered from {spool.path}: {error.strerror}"
-                fault = TattleError(message, os.EX_IOERR, "sudo tattle check")
-        if fault:
-            raise fault
-
-    def more_within(self, seconds: float) -> bool:
-        """Stay for so long; tell whether there is a record to deliver."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
-            if self.waiting():
-                return True
+                next_call = now + GATHER
+                tried = time.time()
+                outcome = self.sender.send(names)
+                now = time.monotonic()
+                due.note(outcome, waiting, now)
+                gives_up = outcome.error is not None and due.gives_up(waiting, now)
+                if self.reporter.is_news(outcome.error) and repair():
+                    begin_anew()
+                self.reporter.tried(outcome, gives_up, tried, accepted_at(names[0]))
+                if gives_up:
+                    return False
+                leaves_at = now + linger
         return False
 
-    def pause(self, seconds: float, newest: str = "") -> None:
-        """Wait before trying again; a flush, or after a while a newer record, cuts it short."""
-        began = time.monotonic()
-        while (waited := time.monotonic() - began) < seconds:
-            time.sleep(min(WAKE_POLL_SECONDS, seconds - waited))
-            if any(spool.holds(WAKE) for spool in self.spools):
-                return
-            if newest and waited > RECORD_WAKES_AFTER and self.waiting()[-1:] > [newest]:
-                return
 
-    def answer_wake(self) -> None:
-        """Tell a waiting flush that this try is for it: the next fault that is kept is its."""
-        for spool in self.spools:
-            if spool.holds(WAKE):
-                spool.remove([FAULT, WAKE])
+class Reporter:
+    """Says what keeps events back, and that nothing does any longer: beside them and in the log."""
 
-    def waiting(self) -> list[str]:
-        """Return the names of the records to deliver, oldest first."""
-        self.heartbeat.turn()
-        found = {name: spool for spool in self.spools for name in spool.waiting()}
-        self.spool_of = {**{name: self.spool_of[name] for name in self.unremoved}, **found}
-        return sorted(found.keys() - self.stuck)
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self._error: TattleError | None = None
+        self._late = False
+        self._delivered = 0
 
-    def keep_fault(self, error: TattleError, gave_up: bool, tried: float) -> None:
-        """Keep and log what keeps back the events that were there when it was tried.
+    def tried(self, outcome: Outcome, gave_up: bool, tried: float, oldest: float) -> None:
+        """Note an attempt at a time, seconds since the epoch, to send records, the oldest of then.
 
-        The same fault is logged once.
+        The same error is logged once.
         """
-        if self.fault is None:
-            self.delivered = 0  # what had not waited
-        if self.fault is None or without_digits(error) != without_digits(self.fault):
-            if repair():
-                begin_anew()
+        self._late = self._late or tried - oldest > LATE_SECONDS
+        self._delivered += outcome.delivered
+        error = outcome.error
+        if error is None:
+            return
+        if self._error is None:
+            self._delivered = 0  # what had not waited
+        if self.is_news(error):
             log(f"events wait in the spool: {error}")
-        self.fault = error
-        waiting = len(self.waiting())
-        for spool in self.spools:
-            keep(spool, error, waiting, gave_up, tried)
+        self._error = error
+        waiting = len(self.queue.names())
+        for spool in self.queue.spools:
+            last_error.keep(spool, error, waiting, gave_up, tried)
 
-    def recovered(self, late: bool) -> None:
-        """Forget the fault, and log that events are delivered again."""
-        if self.fault or late:
-            log(f"delivering again: {self.delivered} events that had waited are sent")
-        self.fault = None
-        self.delivered = 0
-        for spool in self.spools:
-            forget(spool)
+    def is_news(self, error: TattleError | None) -> bool:
+        """Tell whether an error is another one than the last; numbers change with every try."""
+        if error is None or self._error is None:
+            return error is not None
+        return without_digits(error) != without_digits(self._error)
 
-
-def resend_pauses() -> Iterator[float]:
-    """Yield the seconds until what may have arrived is sent again."""
-    return (RESEND_AFTER * 2**count for count in itertools.count())
+    def nothing_waits(self) -> None:
+        """Forget the error, and log that events are delivered again."""
+        if self._error or self._late:
+            log(f"delivering again: {self._delivered} events that had waited are sent")
+        self._error, self._late, self._delivered = None, False, 0
+        for spool in self.queue.spools:
+            last_error.forget(spool)
 
 
 def without_digits(error: TattleError) -> str:
     """Return an error's message without what changes with every try, such as a time."""
     return re.sub("[0-9]+", "", str(error))
-
-
-def too_slow() -> TattleError:
-    """Return the error for an IMDS or STS whose answers never end."""
-    fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
-    return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")

@@ -1,4 +1,4 @@
-"""Signs of life: the deliverer shows them; a standby takes over where there are none.
+"""Heartbeats: the deliverer and the standby show them; where there is none, another takes over.
 
 A deliverer may be stopped, frozen or stuck in a system call, and would then hold the spool's lock
 for ever. It beats by a timer's signal: a process that can't run Python code can't beat either.
@@ -7,27 +7,31 @@ for ever. It beats by a timer's signal: a process that can't run Python code can
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import select
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 
+from tattle.delivery.lock import DelivererLock, FileLock, Holder, holder, is_of_1_0
+from tattle.delivery.records import DELIVERER, Records
+from tattle.delivery.wake import Alarm
 from tattle.errors import TattleError, log
-from tattle.login.spool import DELIVERER, EMERGENCY_PATH, PATH, STANDBY, Spool
+from tattle.login.hook import read
+from tattle.login.spool import EMERGENCY_PATH, PATH, STANDBY
 
-BEAT_SECONDS = 1.0  # between two signs of life
+BEAT_SECONDS = 1.0  # between two heartbeats
+STANDBY_BEAT_SECONDS = 0.5  # with each of which it has on disk what was accepted
 # More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
 DEAD_AFTER = {DELIVERER: 60.0, STANDBY: 5.0}
-# Without a turn of the main loop, nor a call under way, until there is no beat either. A turn
-# may have to look through a large spool on a slow disk.
-TURN_SECONDS = 30.0
-POLL_SECONDS = 0.1  # between two looks of a standby
+# Stop the heartbeat if the loop is idle for this long outside a call. A turn may have to look
+# through a large spool on a slow disk.
+IDLE_SECONDS = 30.0
+POLL_SECONDS = 0.1  # between two looks at a standby, or at a deliverer of tattle 1.1
 SPOOLS = {PATH.encode(), EMERGENCY_PATH.encode()}
-LOW_DESCRIPTORS = 64  # a deliverer closes what it inherited, so its locks are among these
 END_SECONDS = 5.0  # for a killed process to be gone
 
 
@@ -36,15 +40,15 @@ class TimeUp(BaseException):
 
 
 class Heartbeat:
-    """Shows signs of life in spools, and ends calls that take too long."""
+    """Shows heartbeats beside locks, and ends calls that take too long."""
 
-    def __init__(self, spools: list[Spool]) -> None:
-        self.spools = spools
+    def __init__(self, locks: list[DelivererLock]) -> None:
+        self.locks = locks
         self._deadline = math.inf
         self._turned = time.monotonic()
 
     def __enter__(self) -> Heartbeat:
-        self.beat()
+        self._beat()
         signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, BEAT_SECONDS, BEAT_SECONDS)
         return self
@@ -55,12 +59,6 @@ class Heartbeat:
     def turn(self) -> None:
         """Note that the main loop goes on: a process that only beats is not alive."""
         self._turned = time.monotonic()
-
-    def beat(self) -> None:
-        """Show a sign of life."""
-        for spool in self.spools:
-            with contextlib.suppress(OSError):  # delivering says what is wrong
-                os.utime(spool.lock_fd)
 
     @contextlib.contextmanager
     def at_most(self, seconds: float, error: TattleError) -> Iterator[None]:
@@ -79,113 +77,148 @@ class Heartbeat:
             self._deadline = math.inf  # if it came within the finally clause
             raise error from None
 
+    def sleep(self, alarm: Alarm, seconds: float) -> None:
+        """Sleep until the alarm, for so long at most: a loop that sleeps is not idle."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.turn()
+            if alarm.sleep(min(left, IDLE_SECONDS / 2)):
+                break
+        self.turn()
+
+    def _beat(self) -> None:
+        for lock in self.locks:
+            lock.beat()
+
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._deadline < math.inf or now - self._turned < TURN_SECONDS:
-            self.beat()
+        if self._deadline < math.inf or now - self._turned < IDLE_SECONDS:
+            self._beat()
         if now > self._deadline:
             raise TimeUp  # with each beat, until at_most() has it: a destructor may swallow one
 
 
-def become_standby(spool: Spool) -> bool:
-    """Become the standby; False if there is one that shows signs of life."""
-    watch = Watch(spool, STANDBY)
-    while not watch.take_over():
-        if watch.signs > 1:
-            return False
+def become_standby(records: Records) -> FileLock | None:
+    """Become the standby, and return its lock; None if nobody is needed.
+
+    That is so where a standby lives, or where tattle 1.0 delivers: it takes up all that comes.
+    """
+    lock, watch = FileLock(records, STANDBY), Watch(records, STANDBY)
+    while not is_of_1_0(records):
+        if lock.acquire():
+            lock.beat()
+            return lock
+        watch.look()
+        if watch.beats > 1:
+            return None
         time.sleep(POLL_SECONDS)
-    os.utime(spool.lock_fd)
+    return None
+
+
+def become_deliverer(
+    records: Records, standby: FileLock, on_beat: Callable[[], None]
+) -> DelivererLock | None:
+    """Sleep until there is no deliverer, or end it if it shows no heartbeat; return the lock.
+
+    Meanwhile show our own, and call on_beat with each. None if the standby's lock was lost: there
+    may be another one by now.
+    """
+    lock, watch = DelivererLock(records), Watch(records, DELIVERER)
+    while standby.is_held():
+        if lock.acquire():
+            return lock
+        if sleep_until_unlocked(records, STANDBY_BEAT_SECONDS):
+            if lock.acquire():
+                return lock
+            time.sleep(POLL_SECONDS)  # tattle 1.1 delivers, and locks `.deliverer` alone
+        standby.beat()
+        on_beat()
+        watch.look()
+    return None
+
+
+class Beat(Exception):  # noqa: N818
+    """It is time for a standby's heartbeat."""
+
+
+def sleep_until_unlocked(records: Records, seconds: float) -> bool:
+    """Sleep until nobody has the directory locked, for so long at most; tell whether that is so.
+
+    Then it is locked by us.
+    """
+    asleep = True
+
+    def wake_up(_signal: int, _frame: FrameType | None) -> None:
+        if asleep:
+            raise Beat
+
+    signal.signal(signal.SIGALRM, wake_up)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        fcntl.flock(records.fd, fcntl.LOCK_EX)
+        asleep = False
+    except Beat:
+        asleep = False
+        return False
+    signal.setitimer(signal.ITIMER_REAL, 0)
     return True
-
-
-def become_deliverer(spool: Spool) -> None:
-    """Wait until the deliverer is gone, or end it if it shows no sign of life; show our own."""
-    standby_fd = spool.lock_fd
-    watch, beaten = Watch(spool, DELIVERER), time.monotonic()
-    while not watch.take_over():
-        if time.monotonic() - beaten > BEAT_SECONDS:
-            os.utime(standby_fd)
-            beaten = time.monotonic()
-        time.sleep(POLL_SECONDS)
-    os.close(standby_fd)
 
 
 class Watch:
-    """Watches who holds a lock, for as long as we want it."""
+    """Watches the heartbeat of who holds a lock, for as long as we want it."""
 
-    def __init__(self, spool: Spool, name: str) -> None:
-        self.spool, self.name = spool, name
-        self.signs = 0  # of life, seen so far; the first may be old
-        self._last_sign = 0
+    def __init__(self, records: Records, name: str) -> None:
+        self.records, self.name = records, name
+        self.beats = 0  # seen so far; the first may be old
+        self._last = 0
         self._since = time.monotonic()
 
-    def take_over(self) -> bool:
-        """Get the lock, if it is free or its holder has shown no sign of life for too long."""
-        if self.spool.lock(self.name):
-            return True
-        sign = os.stat(self.name, dir_fd=self.spool.fd, follow_symlinks=False).st_mtime_ns
+    def look(self) -> None:
+        """Look for a new heartbeat, and end the holder if there was none for too long."""
+        try:
+            last = os.stat(self.name, dir_fd=self.records.fd, follow_symlinks=False).st_mtime_ns
+        except FileNotFoundError:
+            last = 0  # somebody has removed it: its holder makes it anew
         now = time.monotonic()
-        if sign != self._last_sign:
-            self._last_sign, self._since = sign, now
-            self.signs += 1
+        if last != self._last:
+            self._last, self._since = last, now
+            self.beats += 1
         elif now - self._since > DEAD_AFTER[self.name]:
-            # A process that is not ours is left alone, and told of only once.
-            self._since = now if end_holders(self.spool, self.name) else math.inf
-        return False
+            # A process that can't be ended is told of only once.
+            self._since = now if end_holder(self.records, self.name) else math.inf
 
 
-def end_holders(spool: Spool, name: str) -> bool:
-    """End who holds that lock and log it; False if that is no deliverer of ours."""
-    ended = True
-    for pid in holders(spool, name):
-        with contextlib.suppress(OSError):  # it has ended
-            process = os.pidfd_open(pid)
-            try:
-                # With the process held by its descriptor, the id can't become another's.
-                if pid in holders(spool, name):
-                    ended = _end(pid, process, spool, name) and ended
-            finally:
-                os.close(process)
-    return ended
+def end_holder(records: Records, name: str) -> bool:
+    """End who holds that lock, and log it; False if that is no deliverer of ours."""
+    found = holder(records, name)
+    if found is None or not found.is_alive():
+        return _told("a process that is not this tattle", records)
+    if found.is_foreign():
+        return _told(f"process {found.pid} of another container", records)
+    with contextlib.suppress(OSError):  # it has ended
+        process = os.pidfd_open(found.pid)
+        try:
+            # With the process held by its descriptor, the id can't become another's.
+            if found.is_alive():
+                return _end(found, process, records, name)
+        finally:
+            os.close(process)
+    return True
 
 
-def holders(spool: Spool, name: str) -> list[int]:
-    """Return the ids of the processes that hold that lock: proc_locks(5).
-
-    The kernel's list has inodes, which are unique only with a device that some file systems hide;
-    a link in /proc has the path, and asks no file system of a user's.
-    """
-    path = f"{os.path.realpath(spool.path)}/{name}"
-    inode = os.stat(name, dir_fd=spool.fd, follow_symlinks=False).st_ino
-    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return [
-        int(words[4])
-        for words in locks
-        if words[1] == "FLOCK" and words[5].endswith(f":{inode}") and has_open(words[4], path)
-    ]
-
-
-def has_open(pid: str, path: str) -> bool:
-    """Tell whether a process has that path open, as a deliverer has it: with a low descriptor.
-
-    A user's process may have a million, which took minutes.
-    """
-    for fd in range(LOW_DESCRIPTORS):
-        with contextlib.suppress(OSError):  # closed, or the process has ended
-            if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
-                return True
-    return False
-
-
-def _end(pid: int, process: int, spool: Spool, name: str) -> bool:
+def _end(found: Holder, process: int, records: Records, name: str) -> bool:
     """End the process if it is a deliverer; tell whether it is one."""
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        command = file.read().split(b"\0")
+    command = read(f"/proc/{found.pid}/cmdline").split(b"\0")
     if b"deliver" not in command or not SPOOLS & {*command}:  # it may hold both
-        log(f"process {pid}, which is not tattle, holds the lock of {spool.path}: events wait")
-        return False
+        return _told(f"process {found.pid}, which is not tattle,", records)
     seconds = DEAD_AFTER[name]
-    log(f"no sign of life from process {pid} for {seconds:.0f} s: ending it and taking over")
+    log(f"no heartbeat from process {found.pid} for {seconds:.0f} s: ending it and taking over")
     signal.pidfd_send_signal(process, signal.SIGKILL)
     select.select([process], [], [], END_SECONDS)
     return True
+
+
+def _told(who: str, records: Records) -> bool:
+    """Log who holds a lock and can't be ended; return False."""
+    log(f"{who} holds the lock of {records.path}: events wait")
+    return False

@@ -14,8 +14,6 @@ from tattle.login.spool import (
     EMERGENCY_PATH,
     PATH,
     REJECTED,
-    STANDBY,
-    STANDBY_SILENT_SECONDS,
     Spool,
     log,
 )
@@ -208,9 +206,9 @@ def start_deliverer(spool: Spool) -> None:
     """Start a process that delivers, and takes over from a deliverer that fails. Raises OSError.
 
     It gets nothing of the login's, and takes a lock only after it has left the login: until then
-    the user can stop it. Where a standby shows signs of life, none is started.
+    the user can stop it. Where a standby lives, none is started.
     """
-    if spool.is_locked(STANDBY) and spool.silent_for(STANDBY) < STANDBY_SILENT_SECONDS:
+    if spool.has_standby():
         return
     if limited():
         lift_limits()

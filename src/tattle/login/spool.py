@@ -2,7 +2,7 @@
 
 One file a record, named so that names sort by the time of acceptance. A record is whole when it has
 its name: it is written under a temporary one and renamed. Whoever delivers, and not the login, has
-it on disk: sync(). What is no record is set aside in `rejected/`, and never fatal.
+it on disk: sync(). delivery/records.py reads it.
 
 Imported on the login's path: nothing but what the interpreter has loaded by then.
 """
@@ -19,14 +19,8 @@ FREE_FILES = 256  # inodes, or a twentieth
 TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
-DELIVERER = ".deliverer"  # locked (flock) by the deliverer; modified at its last sign of life
-STANDBY = ".standby"  # the same, of the standby, which waits for the deliverer's lock
-STANDBY_SILENT_SECONDS = 3.0  # without a sign of life until hooks no longer rely on the standby
-FAULT = ".fault"  # what keeps events back
-FAULT_NEW = ".fault.new"  # before it is complete
-WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN_FILES = (DELIVERER, STANDBY, FAULT, FAULT_NEW, WAKE)
-OWN = (REJECTED, *OWN_FILES)
+STANDBY = ".standby"  # locked (flock) by the standby; modified at its last heartbeat
+STANDBY_SILENT_SECONDS = 3.0  # without a heartbeat until hooks no longer rely on the standby
 
 
 def log(message: str) -> None:
@@ -63,8 +57,6 @@ class Spool:
 
     def __init__(self, path: str = PATH) -> None:
         self.path = path
-        self.lock_fd = -1
-        self.stuck: set[str] = set()  # not records, and could not be set aside
         try:
             self.fd = posix.open(path, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW)
             above = ("/", "/var", "/var/spool") if path == PATH else ("/", "/run")
@@ -77,8 +69,6 @@ class Spool:
             from tattle.trust import private_folder
 
             self.fd = private_folder(path)
-
-    # Accepting: the login waits
 
     def accept(self, record: bytes) -> str:
         """Store a record and return its name. Raises OSError if that fails.
@@ -101,7 +91,7 @@ class Spool:
             try:
                 posix.unlink(TEMPORARY + name, dir_fd=self.fd)
             except OSError:
-                pass  # stale, it is set aside
+                pass  # stale, it is rejected
             raise
         return name
 
@@ -118,69 +108,6 @@ class Spool:
             raise OSError(f"the disk is full: {free} bytes are free")
         if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
             raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
-
-    # Delivering: no login waits
-
-    def lock(self, name: str = DELIVERER) -> bool:
-        """Become the deliverer, or the standby, unless somebody is. Raises OSError.
-
-        `lock_fd` is then the descriptor that holds the lock.
-        """
-        self.lock_fd = self._flock(name, shared=False)
-        return self.lock_fd >= 0
-
-    def is_locked(self, name: str) -> bool:
-        """Tell whether somebody holds that lock. Raises OSError."""
-        fd = self._flock(name, shared=True)  # so that those who ask don't see one another
-        if fd >= 0:
-            posix.close(fd)
-        return fd < 0
-
-    def _flock(self, name: str, shared: bool) -> int:
-        """Return a descriptor that holds the lock, or -1."""
-        import fcntl  # a file of its own on some distributions: not before the event is accepted
-
-        flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW
-        fd = posix.open(name, flags, 0o600, dir_fd=self.fd)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            posix.close(fd)
-            return -1
-        return fd
-
-    def silent_for(self, name: str) -> float:
-        """Return the seconds since the last sign of life of who holds that lock."""
-        sign = posix.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
-        return abs(time.time() - sign)
-
-    def holds(self, name: str) -> bool:
-        """Tell whether there is such a file."""
-        try:
-            posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def waiting(self) -> "list[str]":
-        """Return the names of the records, oldest first; set aside what is not a record."""
-        records = []
-        for name in posix.listdir(self.fd):
-            if is_record(name):
-                records.append(name)
-            elif name not in self.stuck and not self._belongs(name):
-                try:
-                    self.set_aside(name, "no record of tattle's")
-                except OSError as error:
-                    self.stuck.add(name)
-                    log(f"can't set aside {self.path}/{name}: {error}")
-        return sorted(records)
-
-    def read(self, name: str) -> bytes:
-        """Return a record. Raises OSError."""
-        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
-        with open(posix.open(name, flags, dir_fd=self.fd), "rb") as file:
-            return file.read()
 
     def sync(self, names: "list[str] | None" = None) -> None:
         """Have these records, or all, on disk: the bytes, the names, and the spool's own name.
@@ -204,37 +131,40 @@ class Spool:
             finally:
                 posix.close(file)
 
-    def remove(self, names: "list[str]") -> None:
-        """Remove files; durably, so that a power cut brings none back."""
-        for name in names:
-            try:
-                posix.unlink(name, dir_fd=self.fd)
-            except FileNotFoundError:
-                pass  # somebody removed it, or an earlier try did and then failed
-        if names:
-            posix.fsync(self.fd)
+    def has_standby(self) -> bool:
+        """Tell whether a standby lives, that is, holds its lock and shows a heartbeat.
 
-    def set_aside(self, name: str, reason: str) -> None:
-        """Set aside what can never be sent, for a person to look at, and log it.
-
-        Raises OSError if that can't be done.
+        It has what is accepted now on disk within a second, and delivers if the deliverer does not.
+        Raises OSError.
         """
-        try:
-            posix.mkdir(REJECTED, 0o700, dir_fd=self.fd)
-        except FileExistsError:
-            pass
-        try:
-            posix.rename(name, f"{REJECTED}/{name}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        except FileNotFoundError:
-            return  # somebody was quicker
-        posix.fsync(self.fd)
-        log(f"set aside {self.path}/{REJECTED}/{name}: {reason}")
+        fd = flock(self.fd, STANDBY, shared=True)  # so that those who ask don't see one another
+        if fd >= 0:
+            posix.close(fd)
+            return False
+        beat = posix.stat(STANDBY, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        return abs(time.time() - beat) < STANDBY_SILENT_SECONDS
 
-    def _belongs(self, name: str) -> bool:
-        if name in OWN:
-            return True
+    def holds(self, name: str) -> bool:
+        """Tell whether there is such a file."""
         try:
-            age = time.time() - posix.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
+            posix.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
-            return True  # accepted in the meantime
-        return name.startswith(TEMPORARY) and age < STALE_SECONDS
+            return False
+        return True
+
+
+def flock(folder: int, name: str, shared: bool = False) -> int:
+    """Lock a file in a folder, made if need be; return its descriptor, -1 if somebody has it.
+
+    Raises OSError.
+    """
+    import fcntl  # a file of its own on some distributions: not before the event is accepted
+
+    flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW
+    fd = posix.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        posix.close(fd)
+        return -1
+    return fd

@@ -1,4 +1,4 @@
-"""The probe of the spool: its disk, what waits in it, what keeps that back, what was set aside."""
+"""The probe of the spool: its disk, what waits in it, what keeps that back, what was rejected."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import stat
 import time
 from collections.abc import Iterator
 
-from tattle.delivery import fault
+from tattle.delivery import last_error
+from tattle.delivery.records import OWN_FILES, Records
 from tattle.errors import TattleError
 from tattle.login.spool import (
     EMERGENCY_PATH,
     LATE_SECONDS,
-    OWN_FILES,
     PATH,
     REJECTED,
     Spool,
@@ -23,11 +23,11 @@ from tattle.login.spool import (
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
 NOTHING_BACK = "nothing keeps events back"
-NOTHING_ASIDE = "nothing was set aside"
+NOTHING_REJECTED = "nothing was rejected"
 
 
 def spool() -> Iterator[Finding]:
-    """Look at the spool's disk, at what waits, what was set aside, and why."""
+    """Look at the spool's disk, at what waits, what was rejected, and why."""
     if os.geteuid() != 0:
         for id_ in ("disk", "spool", "rejected", "delivery"):
             yield Finding(id_, SKIPPED, "needs root")
@@ -36,11 +36,11 @@ def spool() -> Iterator[Finding]:
     if not os.path.lexists(PATH):
         yield Finding("spool", OK, f"no {PATH} yet: no login since the installation")
         yield Finding("delivery", OK, NOTHING_BACK)
-        yield Finding("rejected", OK, NOTHING_ASIDE)
+        yield Finding("rejected", OK, NOTHING_REJECTED)
     for path in (PATH, EMERGENCY_PATH):
         if os.path.lexists(path):
             try:
-                yield from records(Spool(path))
+                yield from records(Records(path))
             except TattleError as error:
                 yield failed("spool", error)
 
@@ -68,12 +68,12 @@ def disk() -> Finding:
     return Finding("disk", OK, f"{mount} has room")
 
 
-def records(spool: Spool) -> Iterator[Finding]:
-    """Look at what waits in a spool, what keeps it back, and at what was set aside."""
+def records(spool: Records) -> Iterator[Finding]:
+    """Look at what waits in a spool, what keeps it back, and at what was rejected."""
     for path in (f"{spool.path}/{name}" for name in OWN_FILES):
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
             yield Finding("spool", ERROR, f"{path} is not a file", f"sudo rm -r {path}")
-    names = spool.waiting()
+    names = spool.names()
     age = time.time() - accepted_at(names[0]) if names else 0.0
     message = f"{len(names)} waiting in {spool.path}"
     message += f", the oldest for {age:.0f} s" if names else ""
@@ -82,7 +82,7 @@ def records(spool: Spool) -> Iterator[Finding]:
         severity, message = ERROR, f"{message}; a reboot empties it"
     if names or spool.path == PATH:
         yield Finding("spool", severity, message, "sudo tattle flush" if severity == ERROR else "")
-    last = fault.last(spool) if names else None
+    last = last_error.read(spool) if names else None
     if last:
         ago = f"{time.time() - last.time:.0f} s ago"
         yield Finding("delivery", ERROR, f"{last.message} ({ago})", last.advice)
@@ -96,8 +96,8 @@ def count(names: list[str], noun: str) -> str:
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
 
-def rejected(spool: Spool) -> Iterator[Finding]:
-    """Look at what was set aside: records to send again, and what is no record."""
+def rejected(spool: Records) -> Iterator[Finding]:
+    """Look at what was rejected: records to send again, and what is no record."""
     folder = f"{spool.path}/{REJECTED}"
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     events = [name for name in names if is_record(name)]
@@ -110,4 +110,4 @@ def rejected(spool: Spool) -> Iterator[Finding]:
         message = f"{count(others, 'file')} of another kind in {folder}"
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
-        yield Finding("rejected", OK, NOTHING_ASIDE)
+        yield Finding("rejected", OK, NOTHING_REJECTED)

@@ -9,11 +9,13 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 
-from tattle.delivery import fault
+from tattle.delivery import last_error
+from tattle.delivery.records import WAKE, Records
 from tattle.errors import TattleError
 from tattle.login.hook import start_deliverer
-from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, WAKE, Spool
+from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED
 
 POLL_SECONDS = 0.1  # between two looks at what the deliverer has done
 START_SECONDS = 2.0  # for a deliverer to start, until there is to be another
@@ -24,77 +26,112 @@ STUCK_SECONDS = 180.0
 
 def main() -> int:
     """Have delivered what waits now. Raises TattleError if something stays, and why."""
-    sys.argv[0] = os.path.abspath(sys.argv[0])  # the deliverer starts in another folder
-    spools = open_spools()
-    waiting = {spool: {*spool.waiting()} for spool in spools}
-    for spool in spools:
-        if waiting[spool]:
-            try:
-                os.close(os.open(WAKE, os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=spool.fd))
-            except OSError as error:
-                message = f"can't write to {spool.path}: {error.strerror}"
-                raise TattleError(message, os.EX_UNAVAILABLE, "sudo tattle check") from error
-    left = sum(map(len, waiting.values()))
-    delivered = rejected = 0
-    cause = None
-    progress = Progress()
-    changed = time.monotonic()
-    started = 0.0
-    while left and not cause:
-        starting = time.monotonic() - started > START_SECONDS
-        started = time.monotonic() if starting else started
-        for spool in spools:
-            if waiting[spool]:
-                if starting:
-                    start(spool)  # unless there is a standby: the deliverer may have died
-                cause = cause or reason(spool)
-            gone = waiting[spool] - {*spool.waiting()}
-            set_aside = sum(spool.holds(f"{REJECTED}/{name}") for name in gone)
-            waiting[spool] -= gone
-            left -= len(gone)
-            rejected += set_aside
-            delivered += len(gone) - set_aside
-            changed = time.monotonic() if gone else changed
-        if time.monotonic() - changed > STUCK_SECONDS:
-            cause = cause or stuck()
-        progress.show(delivered, left)
-        time.sleep(POLL_SECONDS)
-    progress.clear()
-    aside = f", {rejected} set aside" if rejected else ""
-    print(f"{delivered} delivered, {left} remain{aside}", flush=True)
+    sys.argv[0] = os.path.abspath(sys.argv[0])  # the deliverer starts in another directory
+    backlogs, unusable = open_spools()
+    cause = None if unusable and not backlogs else watch(backlogs)
+    delivered, left, rejected = totals(backlogs)
+    if backlogs:
+        aside = f", {rejected} rejected" if rejected else ""
+        print(f"{delivered} delivered, {left} remain{aside}", flush=True)
     if left and cause:
         raise cause
+    if unusable:  # what can be done is done by now
+        raise unusable
     return 0
 
 
-def open_spools() -> list[Spool]:
-    """Return the spools. Raises TattleError if one can't be used."""
-    spools = []
+class Backlog:
+    """What waited in a spool when the flush began, and what became of it."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.left = {*records.names()}
+        self.delivered = self.rejected = 0
+
+    def wake(self) -> None:
+        """Have the deliverer try now. Raises TattleError."""
+        if self.left:
+            flags = os.O_WRONLY | os.O_CREAT
+            with unavailable(f"can't write to {self.records.path}"):
+                os.close(os.open(WAKE, flags, 0o600, dir_fd=self.records.fd))
+
+    def start(self) -> None:
+        """Start a deliverer, unless there is a standby: it may have died. Raises TattleError."""
+        if self.left:
+            with unavailable("can't start a deliverer", os.EX_TEMPFAIL):
+                start_deliverer(self.records)
+
+    def look(self) -> bool:
+        """Look what has been delivered since the last time; tell whether anything has."""
+        gone = self.left - {*self.records.names()}
+        rejected = sum(self.records.holds(f"{REJECTED}/{name}") for name in gone)
+        self.left -= gone
+        self.rejected += rejected
+        self.delivered += len(gone) - rejected
+        return bool(gone)
+
+    def cause(self) -> TattleError | None:
+        """Return what has kept events back since the deliverer saw that it is to try now."""
+        if not self.left or self.records.holds(WAKE):
+            return None
+        last = last_error.read(self.records)
+        return last and TattleError(last.message, os.EX_TEMPFAIL, last.advice)
+
+
+@contextlib.contextmanager
+def unavailable(what: str, status: int = os.EX_UNAVAILABLE) -> Iterator[None]:
+    """Turn an OSError into an error that says what can't be done."""
+    try:
+        yield
+    except OSError as error:
+        raise TattleError(f"{what}: {error.strerror}", status, "sudo tattle check") from error
+
+
+def open_spools() -> tuple[list[Backlog], TattleError | None]:
+    """Return what waits in the spools, and why one of them can't be used, if that is so."""
+    backlogs, unusable = [], None
     for path in (PATH, EMERGENCY_PATH):
         if path == PATH or os.path.isdir(path):
             try:
-                spools.append(Spool(path))
-            except OSError as error:
-                fault = f"can't use {path}: {error.strerror}"
-                raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check") from error
-    return spools
+                with unavailable(f"can't use {path}"):
+                    backlog = Backlog(Records(path))
+                backlog.wake()
+                backlogs.append(backlog)
+            except TattleError as error:
+                unusable = unusable or error
+    return backlogs, unusable
 
 
-def start(spool: Spool) -> None:
-    """Start a deliverer. Raises TattleError."""
-    try:
-        start_deliverer(spool)
-    except OSError as error:
-        fault = f"can't start a deliverer, the event waits for the next login: {error}"
-        raise TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check") from error
+def totals(backlogs: list[Backlog]) -> tuple[int, int, int]:
+    """Return how many records were delivered, are left, and were rejected."""
+    return (
+        sum(backlog.delivered for backlog in backlogs),
+        sum(len(backlog.left) for backlog in backlogs),
+        sum(backlog.rejected for backlog in backlogs),
+    )
 
 
-def reason(spool: Spool) -> TattleError | None:
-    """Return what has kept events back since the deliverer saw that it is to try now."""
-    if spool.holds(WAKE):
-        return None
-    found = fault.last(spool)
-    return found and TattleError(found.message, os.EX_TEMPFAIL, found.advice)
+def watch(backlogs: list[Backlog]) -> TattleError | None:
+    """Watch until nothing is left; return why something is. Raises TattleError."""
+    progress = Progress()
+    changed, started = time.monotonic(), -START_SECONDS
+    cause = None
+    while any(backlog.left for backlog in backlogs) and not cause:
+        now = time.monotonic()
+        if now - started > START_SECONDS:
+            started = now
+            for backlog in backlogs:
+                backlog.start()
+        cause = next(filter(None, [backlog.cause() for backlog in backlogs]), None)
+        gone = [backlog.look() for backlog in backlogs]
+        if any(gone):
+            changed = now
+        if now - changed > STUCK_SECONDS:
+            cause = cause or stuck()
+        progress.show(*totals(backlogs)[:2])
+        time.sleep(POLL_SECONDS)
+    progress.clear()
+    return cause
 
 
 def stuck() -> TattleError:

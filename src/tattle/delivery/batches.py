@@ -1,0 +1,204 @@
+"""From records to calls, and to what became of each.
+
+No record leaves the spool that EventBridge has not confirmed; what can never be sent is rejected.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tattle.delivery.due import Outcome
+from tattle.delivery.queue import Queue
+from tattle.delivery.watchdog import Heartbeat
+from tattle.errors import TattleError, Unanswered, defect
+from tattle.event.config import Config, load
+from tattle.event.pamd import trusts_sshd
+from tattle.login.pam import Session, is_whole, parse
+from tattle.unpack import unpack
+
+if TYPE_CHECKING:
+    from tattle.aws.eventbridge import Entry, Publisher
+
+TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
+CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
+BATCH = 10  # entries in a PutEvents call
+# A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
+FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
+
+Batch = dict[str, "Entry"]  # by record
+
+
+class Tally:
+    """What has become of an attempt's records so far."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.refusal: TattleError | None = None
+        self.unanswered: list[str] = []
+        self.silence: TattleError | None = None
+
+    def outcome(self) -> Outcome:
+        """Return it as it is now."""
+        return Outcome(self.delivered, self.refusal, tuple(self.unanswered), self.silence)
+
+
+class Sender:
+    """Sends records, once each time it is asked. Raises no TattleError."""
+
+    def __init__(self, queue: Queue, heartbeat: Heartbeat) -> None:
+        self.queue = queue
+        self.heartbeat = heartbeat
+        self.publisher: Publisher | None = None
+        self.config = Config()
+
+    def send(self, names: list[str]) -> Outcome:
+        """Send these records once, oldest first, and return what became of them.
+
+        Stops where EventBridge can't be had; goes on where it refused single entries, or one bus.
+        """
+        tally = Tally()
+        try:
+            self._send(names, tally)
+        except Unanswered:
+            pass  # the tally knows which
+        except TattleError as error:
+            tally.refusal = error
+        except Exception as error:  # one that nobody expected must not end the deliverer
+            tally.refusal = defect(error)
+        outcome = tally.outcome()
+        if outcome.error and outcome.error.status != os.EX_TEMPFAIL:
+            self.publisher = None  # files, role or network: ask again when trying again
+        return outcome
+
+    def _send(self, names: list[str], tally: Tally) -> None:
+        """Send these records. Raises TattleError if that keeps back all that is left."""
+        names, tally.refusal = self.queue.removable(names)
+        if not names:
+            return
+        with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
+            publisher = self._current_publisher()
+            publisher.prepared_client()
+        refusing: set[str] = set()
+        for bus, batch in self.batches(names, publisher, tally):
+            if bus not in refusing:
+                try:
+                    self._publish(batch, publisher, tally)
+                except TattleError as error:
+                    if error.status not in (os.EX_NOPERM, os.EX_CONFIG):
+                        raise
+                    refusing.add(bus)
+                    tally.refusal = tally.refusal or error
+
+    def _current_publisher(self) -> Publisher:
+        """Return the publisher for the configuration as it is now. Raises TattleError."""
+        config = load()
+        if self.publisher is None or config != self.config:
+            unpack()
+            from tattle.aws.eventbridge import Publisher
+
+            self.publisher, self.config = Publisher(config, TIMEOUT), config
+        return self.publisher
+
+    def batches(
+        self, names: list[str], publisher: Publisher, tally: Tally
+    ) -> Iterator[tuple[str, Batch]]:
+        """Yield event bus and entries by record, as many as one call takes, all for that bus.
+
+        Rejects what is no event.
+        """
+        from tattle.aws.eventbridge import SIZE_LIMIT, entry_size
+
+        filling: dict[str, Batch] = {}
+        sizes: dict[str, int] = {}
+        for name in names:
+            with self.heartbeat.at_most(CALL_SECONDS, too_slow()):  # IMDS may be asked for a tag
+                entry = self._entry(name, publisher, tally)
+            if entry is None:
+                continue
+            bus, size = entry.get("EventBusName", ""), entry_size(entry)
+            batch = filling.get(bus, {})
+            if len(batch) == BATCH or sizes.get(bus, 0) + size >= SIZE_LIMIT:
+                yield bus, batch
+                batch, sizes[bus] = {}, 0
+            filling[bus] = {**batch, name: entry}
+            sizes[bus] = sizes.get(bus, 0) + size
+        yield from filling.items()
+
+    def _entry(self, name: str, publisher: Publisher, tally: Tally) -> Entry | None:
+        """Return a record's entry; None if it has none, or must not be sent from here."""
+        try:
+            session = session_of(self.queue.read(name))
+            if self.queue.is_from_elsewhere(name, session, publisher.instance_id):
+                return None
+            entry = publisher.entry(session, trusts_sshd)
+            self.queue.sessions[name] = session
+            return entry
+        except TattleError as error:
+            if error.status not in (os.EX_DATAERR, os.EX_USAGE):
+                raise
+            self.queue.reject(name, str(error))
+        except OSError as error:
+            if error.errno in FOREIGN:
+                self.queue.reject(name, str(error))
+            elif self.queue.holds(name):  # else somebody removed it
+                fault = f"can't read {self.queue.path(name)}: {error.strerror}"
+                tally.refusal = TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check")
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            self.queue.reject(name, f"{type(error).__name__}: {error}")  # others must not wait
+        return None
+
+    def _publish(self, batch: Batch, publisher: Publisher, tally: Tally) -> None:
+        """Send one batch; remove what was accepted, reject what never will be.
+
+        Raises TattleError if the call as a whole did not succeed.
+        """
+        if not self.queue.is_ours():
+            lost = "the deliverer's lock was pulled away"
+            raise TattleError(lost, os.EX_TEMPFAIL, "nothing: another deliverer takes over")
+        try:
+            too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
+            with self.heartbeat.at_most(CALL_SECONDS, too_late):
+                results = publisher.publish(list(batch.values()))
+        except Unanswered as error:
+            tally.unanswered += batch
+            tally.silence = error
+            raise
+        except TattleError as error:
+            if error.status != os.EX_DATAERR:
+                raise
+            if len(batch) == 1:
+                self.queue.reject(next(iter(batch)), str(error))
+            else:
+                for name, entry in batch.items():  # one of them made the call fail
+                    self._publish({name: entry}, publisher, tally)
+            return
+        refusals = {name: result.error for name, result in zip(batch, results)}
+        accepted = [name for name, refusal in refusals.items() if not refusal]
+        tally.delivered += len(accepted)
+        self.queue.confirm(accepted)
+        for name, refusal in refusals.items():
+            if isinstance(refusal, Unanswered):
+                tally.unanswered.append(name)
+                tally.silence = refusal
+            elif refusal and refusal.status == os.EX_DATAERR:
+                self.queue.reject(name, str(refusal))
+            elif refusal:
+                tally.refusal = refusal
+
+
+def session_of(record: bytes) -> Session:
+    """Return the session that a record tells of. Raises TattleError if something is missing."""
+    session = parse(record)
+    if not is_whole(record) or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
+        raise TattleError("an incomplete record", os.EX_DATAERR)
+    return session
+
+
+def too_slow() -> TattleError:
+    """Return the error for an IMDS or STS whose answers never end."""
+    fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
+    return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")

@@ -1,0 +1,46 @@
+"""The last error: what keeps events back, kept beside them until they are delivered again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import NamedTuple
+
+from tattle.delivery.records import LAST_ERROR, LAST_ERROR_NEW, Records
+from tattle.errors import TattleError
+
+
+class LastError(NamedTuple):
+    """What kept events back, and when that was last tried: seconds since the epoch."""
+
+    time: float
+    message: str
+    advice: str
+    waiting: int
+    gave_up: bool = False  # the deliverer, until the next login, logout or flush
+
+
+def keep(records: Records, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
+    """Keep it; where that can't be written, the log has it all the same."""
+    last = LastError(tried, str(error), error.advice, waiting, gave_up)
+    with contextlib.suppress(OSError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with open(os.open(LAST_ERROR_NEW, flags, 0o600, dir_fd=records.fd), "w") as file:
+            json.dump(last._asdict(), file)
+        os.rename(LAST_ERROR_NEW, LAST_ERROR, src_dir_fd=records.fd, dst_dir_fd=records.fd)
+
+
+def read(records: Records) -> LastError | None:
+    """Return what keeps events back now, if anything does."""
+    try:
+        return LastError(**json.loads(records.read(LAST_ERROR)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget(records: Records) -> None:
+    """Events are delivered again."""
+    with contextlib.suppress(OSError):
+        if records.holds(LAST_ERROR):
+            records.remove([LAST_ERROR])

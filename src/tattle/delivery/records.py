@@ -1,0 +1,97 @@
+"""The records in a spool, for who delivers them: list, read, remove, reject. No login waits.
+
+What is no record moves to `rejected/`, and is never fatal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from tattle.errors import log
+from tattle.login.spool import PATH, REJECTED, STALE_SECONDS, STANDBY, TEMPORARY, Spool, is_record
+
+DELIVERER = ".deliverer"  # who delivers, and its heartbeat: lock.py
+LAST_ERROR = ".fault"  # what keeps events back: last_error.py
+LAST_ERROR_NEW = ".fault.new"  # before it is complete
+WAKE = ".wake"  # somebody wants the deliverer to try again now
+OWN_FILES = (DELIVERER, STANDBY, LAST_ERROR, LAST_ERROR_NEW, WAKE)
+ELSEWHERE = "elsewhere"  # records that were accepted on another machine
+OPEN = "open"  # sessions that are open: ledger.py
+OWN = (REJECTED, ELSEWHERE, OPEN, *OWN_FILES)
+
+
+class Records(Spool):
+    """A spool whose records can be delivered."""
+
+    def __init__(self, path: str = PATH) -> None:
+        super().__init__(path)
+        self.stuck: set[str] = set()  # what could not be rejected
+        self._synced: set[str] = set()  # records that are on disk
+
+    def names(self) -> list[str]:
+        """Return the names of the records, oldest first; reject what is none."""
+        records = []
+        for name in os.listdir(self.fd):
+            if is_record(name):
+                records.append(name)
+            elif name not in self.stuck and not self._belongs(name):
+                self.reject(name, "no record of tattle's")
+        return sorted(name for name in records if name not in self.stuck)
+
+    def sync_new(self) -> None:
+        """Have on disk what was accepted since the last time. Raises OSError."""
+        records = {*filter(is_record, os.listdir(self.fd))}
+        if records - self._synced:
+            self.sync(sorted(records - self._synced))
+        self._synced = records
+
+    def read(self, name: str) -> bytes:
+        """Return a record. Raises OSError."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(name, flags, dir_fd=self.fd), "rb") as file:
+            return file.read()
+
+    def remove(self, names: list[str]) -> None:
+        """Remove files; durably, so that a power cut brings none back. Raises OSError."""
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass  # somebody removed it, or an earlier try did and then failed
+        if names:
+            os.fsync(self.fd)
+
+    def reject(self, name: str, reason: str) -> None:
+        """Move what can never be sent to `rejected/`, for a person to look at, and log it.
+
+        What can't be moved is left alone from now on.
+        """
+        try:
+            if self.move(name, REJECTED):
+                log(f"rejected: {self.path}/{REJECTED}/{name}: {reason}")
+        except OSError as error:
+            self.stuck.add(name)
+            log(f"can't reject {self.path}/{name} ({reason}): {error}")
+
+    def move(self, name: str, directory: str) -> bool:
+        """Move a file to a directory of the spool's; False if it is gone. Raises OSError."""
+        try:
+            os.mkdir(directory, 0o700, dir_fd=self.fd)
+        except FileExistsError:
+            pass
+        try:
+            os.rename(name, f"{directory}/{name}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        except FileNotFoundError:
+            return False  # somebody was quicker
+        os.fsync(self.fd)
+        return True
+
+    def _belongs(self, name: str) -> bool:
+        if name in OWN:
+            return True
+        try:
+            age = time.time() - os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return True  # accepted in the meantime
+        return name.startswith(TEMPORARY) and age < STALE_SECONDS

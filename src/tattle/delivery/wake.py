@@ -1,0 +1,36 @@
+"""Sleep until there is work: the kernel's signal that a directory has changed, fcntl(2) F_NOTIFY.
+
+Older than inotify(7), and in Python's standard library.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+from collections.abc import Iterable
+
+# A record that gets its name; a record or WAKE that is made, or is moved here from elsewhere
+CHANGES = fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_MULTISHOT
+LOOK_SECONDS = 0.25  # between two looks, where the kernel has no such signal
+
+
+class Alarm:
+    """Watches directories, given by their descriptors, from the moment it is made."""
+
+    def __init__(self, directories: Iterable[int]) -> None:
+        # Blocked, it waits for sleep(); unblocked it would end the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+        self._longest = float("inf")
+        for fd in directories:
+            try:
+                fcntl.fcntl(fd, fcntl.F_NOTIFY, CHANGES)
+            except OSError:
+                self._longest = LOOK_SECONDS
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep for so long at most; tell whether something has changed since the last sleep.
+
+        It may have, where the kernel does not say.
+        """
+        changed = signal.sigtimedwait([signal.SIGIO], max(0.0, min(seconds, self._longest)))
+        return changed is not None or self._longest < seconds
