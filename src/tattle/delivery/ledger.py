@@ -1,0 +1,265 @@
+"""The ledger: which sessions are open, so that each `opened` that was sent gets its `closed`.
+
+`open/` in a spool holds a file for each session, named BOOT.PID.START (pam.session_name()): the
+record of its `opened`, moved there once EventBridge has it, and in its place that of its `closed`,
+until its process is gone. Where the process is gone and there is no `closed`, the ledger makes one.
+
+No login waits for any of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Optional
+
+from tattle.errors import TattleError, log
+from tattle.login.pam import Session, parse, session_name
+from tattle.login.spool import REJECTED, Spool, is_record
+
+OPEN = "open"
+ELSEWHERE = "elsewhere"  # what is of another machine
+SINCE = ".since"  # in `open/`; in it: nanoseconds since the epoch at which this ledger began
+# Their sessions are opened by the process that becomes the service, and closed by its child
+# `(sd-pam)`: systemd, src/core/exec-invoke.c, setup_pam(). The two events have no name in common.
+CLOSED_BY_ANOTHER_PROCESS = ("systemd-user", "systemd-run0")
+SETTLE_SECONDS = 0.2  # by which a hook may outlive its session's process
+TAKEN_ALONG = ("TATTLE_PARENT", "TATTLE_PARENT_START", "TATTLE_HOST", "TATTLE_INSTANCE")
+
+# The start time of the process with that id, in clock ticks since boot (proc(5)); "" if there is
+# none, None if that can't be told.
+StartOf = Callable[[int], Optional[str]]
+
+
+class Machine(NamedTuple):
+    """This machine, as the hook has it; "" for what is not known."""
+
+    boot: str  # the id of this run
+    instance: str
+
+
+class Sent(NamedTuple):
+    """A record that EventBridge has, and the spool that it lies in."""
+
+    spool: Spool
+    name: str
+    session: Session
+
+
+def begin(spool: Spool) -> None:
+    """Begin a ledger, if there is none. Raises OSError."""
+    path = f"{OPEN}/{SINCE}"
+    if spool.holds(path):
+        return
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(OPEN, 0o700, dir_fd=spool.fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    file = os.open(f"{path}.new", flags, 0o600, dir_fd=spool.fd)
+    try:
+        os.write(file, b"%d" % time.time_ns())
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.rename(f"{path}.new", path, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
+
+
+def since(spool: Spool) -> float | None:
+    """Return the seconds since the epoch at which this ledger began; None if there is none.
+
+    A session that is older may have been reported by a tattle without a ledger. (1.1, if an upgrade
+    is taken back, moves `open/` to `rejected/`, and a later upgrade begins another.)
+    """
+    try:
+        return int(_read(spool, f"{OPEN}/{SINCE}")) / 1e9
+    except (OSError, ValueError):
+        return None
+
+
+def names(spool: Spool) -> list[str]:
+    """Return the names of the sessions in a spool's ledger. Raises OSError."""
+    try:
+        found = os.listdir(_path(spool, OPEN))
+    except FileNotFoundError:
+        return []
+    return [name for name in found if not name.startswith(".")]
+
+
+def put_away(spools: Sequence[Spool], sent: Sequence[Sent]) -> None:
+    """Move the records that EventBridge has to the ledgers; durably.
+
+    Raises OSError. It may then be called again with the same records.
+    """
+    for spool in {record.spool for record in sent}:
+        begin(spool)
+    for record in sent:
+        name = session_name(record.session)
+        if name is None or record.session.pam.get("PAM_SERVICE") in CLOSED_BY_ANOTHER_PROCESS:
+            _unlink(record.spool, record.name)
+        elif record.session.state == "opened" and _state(spools, name) == "closed":
+            _unlink(record.spool, record.name)  # its `closed` was quicker
+        else:
+            # A `closed` takes the place of its `opened` in one step: a crash leaves either a record
+            # that is sent again, or a session that has its `closed`.
+            _move(record.spool, record.name, f"{OPEN}/{name}")
+    # The new name first: a power cut must not leave the ledger without what the spool has lost.
+    for spool in {record.spool for record in sent}:
+        _sync(spool, OPEN)
+        _sync(spool, ".")
+
+
+def ended(
+    open_names: Iterable[str], boot: str, start_of: StartOf, closing: Iterable[str] = ()
+) -> list[str]:
+    """Return the names of those sessions whose process is gone, and of which no `closed` waits.
+
+    boot is this machine's boot id: if that is not known, nothing is.
+    """
+    gone = []
+    for name in open_names if boot else ():
+        boot_then, _, process = name.partition(".")
+        pid, _, start = process.partition(".")
+        if pid.isdecimal() and start.isdecimal() and name not in closing:
+            now = start_of(int(pid)) if boot_then == boot else ""
+            if now is not None and now != start:
+                gone.append(name)
+    return gone
+
+
+def closed_record(opened: bytes, now: int) -> bytes:
+    """Return the record of the `closed` of a session, from that of its `opened`.
+
+    now: nanoseconds since the epoch. What only a hook knows at the end, such as the uptime that
+    the duration is made of, is left out. Raises TattleError if that is no record.
+    """
+    session = parse(opened)
+    variables = {
+        **session.pam,
+        "PAM_TYPE": "close_session",
+        "TATTLE_TIME": str(now),
+        **{name: session.context[name] for name in TAKEN_ALONG if name in session.context},
+        "TATTLE_REPORTED_BY": "process",
+        "TATTLE_BOOT": session.context.get("TATTLE_BOOT", ""),  # the last one, as in the hook's
+    }
+    return "".join(f"{name}={value}\0" for name, value in variables.items()).encode()
+
+
+def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) -> int:
+    """Accept a `closed` for each session that has ended without one; return how many.
+
+    Sessions that are over and have their `closed` leave the ledger. Raises OSError.
+    """
+    # First the process, then the spool. A hook runs as a child of the session's process, which
+    # waits for it: if the process is gone, what its hook wrote is there. Asked the other way round,
+    # the hook could write in between.
+    gone = {name: spool for spool in spools for name in ended(names(spool), machine.boot, start_of)}
+    if not gone:
+        return 0
+    closed = {name for name in gone if _state(spools, name) != "opened"}
+    if len(closed) < len(gone):
+        time.sleep(SETTLE_SECONDS)  # a killed process does not wait for its hook
+    waiting = waiting_sessions(spools) | waiting_sessions(spools, REJECTED)  # may yet be sent
+    accepted = 0
+    for name, spool in gone.items():
+        if name in closed:
+            if (name, "opened") not in waiting:  # else that would look like an open session
+                for each in spools:
+                    _unlink(each, f"{OPEN}/{name}")
+        elif (name, "closed") not in waiting:
+            accepted += _close(spools, spool, name, machine)
+    return accepted
+
+
+def accept(spools: Sequence[Spool], record: bytes) -> None:
+    """Store a record in the first spool that takes it, and have it on disk. Raises OSError."""
+    for spool in spools:
+        try:
+            name = spool.accept(record)
+        except OSError as error:
+            full = error
+            continue
+        with contextlib.suppress(OSError):  # raised, it would be accepted once more
+            spool.sync([name])
+        return
+    raise full
+
+
+def waiting_sessions(spools: Sequence[Spool], directory: str = ".") -> set[tuple[str, str]]:
+    """Return name and state of the sessions whose records are in spools, or in a directory there.
+
+    Raises OSError.
+    """
+    found = set()
+    for spool in spools:
+        try:
+            records = filter(is_record, os.listdir(_path(spool, directory)))
+        except FileNotFoundError:
+            continue
+        for record in records:
+            with contextlib.suppress(OSError, TattleError):  # sent meanwhile; no record
+                session = parse(_read(spool, f"{directory}/{record}"))
+                found.add((session_name(session) or "", session.state))
+    return found
+
+
+def _close(spools: Sequence[Spool], spool: Spool, name: str, machine: Machine) -> bool:
+    """Accept a session's `closed`, unless one was sent while we looked or it is not ours."""
+    try:
+        opened = _read(spool, f"{OPEN}/{name}")
+        session = parse(opened)
+    except (FileNotFoundError, TattleError):
+        return False
+    instance = session.context.get("TATTLE_INSTANCE", "")
+    if session.state != "opened" or (instance and not machine.instance):
+        return False
+    if instance and instance != machine.instance:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(ELSEWHERE, 0o700, dir_fd=spool.fd)
+        _move(spool, f"{OPEN}/{name}", f"{ELSEWHERE}/{name}")
+        log(f"{spool.path}/{ELSEWHERE}/{name}: a session of {instance}, not of this machine")
+        return False
+    accept(spools, closed_record(opened, time.time_ns()))
+    return True
+
+
+def _state(spools: Sequence[Spool], name: str) -> str:
+    """Return the state of a session in the ledgers; "" if it is in none."""
+    states = set()
+    for spool in spools:
+        # A power cut may leave a name without the bytes. Nobody knows then whose it was.
+        with contextlib.suppress(OSError, TattleError):
+            states.add(parse(_read(spool, f"{OPEN}/{name}")).state)
+    return min(states, default="")  # "closed", if a spool has it
+
+
+def _move(spool: Spool, old: str, new: str) -> None:
+    """Move a file within a spool, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):  # an earlier try did, and then failed
+        os.rename(old, new, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
+
+
+def _unlink(spool: Spool, path: str) -> None:
+    """Remove a file, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path, dir_fd=spool.fd)
+
+
+def _read(spool: Spool, path: str) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(path, flags, dir_fd=spool.fd), "rb") as file:
+        return file.read()
+
+
+def _sync(spool: Spool, path: str) -> None:
+    """Have a file or directory on disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY, dir_fd=spool.fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _path(spool: Spool, path: str) -> str:
+    """Return a path that leads through the spool's descriptor: it can't be exchanged under us."""
+    return f"/proc/self/fd/{spool.fd}/{path}"

@@ -1,0 +1,136 @@
+"""A look at the sessions of this machine: what no hook reported is accepted as a hook would do it.
+
+That is the `closed` of a session whose process is gone, and the `opened` of one that logind knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tattle.delivery import ledger, witness
+from tattle.delivery.ledger import OPEN, Machine
+from tattle.errors import log
+from tattle.event.pamd import Stack
+from tattle.login import hook
+from tattle.login.spool import REJECTED, Spool
+
+LOOK_SECONDS = 60.0  # at least, between two looks
+LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
+
+
+def look(spools: Sequence[Spool]) -> int:
+    """Accept what no hook reported; return how many records that makes.
+
+    At most once a minute, by whoever comes first. What can't be found out now, a later look finds:
+    raises nothing.
+    """
+    try:
+        for spool in spools:
+            ledger.begin(spool)
+        with turn(spools[0]) as due:
+            if not due:
+                return 0
+            machine = this_machine()
+            count = ledger.close_ended(spools, machine, start_of)
+            return count + report_silenced(spools, machine)
+    except OSError as error:
+        log(f"can't look for sessions that were not reported: {error}")
+        return 0
+
+
+@contextlib.contextmanager
+def turn(spool: Spool) -> Iterator[bool]:
+    """Tell whether it is time to look; nobody else is told so meanwhile. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    fd = os.open(LOOKED, flags, 0o600, dir_fd=spool.fd)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            due = False
+        else:
+            status = os.fstat(fd)
+            due = not status.st_size or abs(time.time() - status.st_mtime) >= LOOK_SECONDS
+        if due:
+            os.pwrite(fd, b"\n", 0)  # also sets the time
+        yield due
+    finally:
+        os.close(fd)
+
+
+def this_machine() -> Machine:
+    """Return what identifies this machine, and this run of it."""
+    facts = dict(fact.decode(errors="replace").partition("=")[::2] for fact in hook.machine())
+    return Machine(hook.boot_id().decode(), facts.get("TATTLE_INSTANCE", ""))
+
+
+def start_of(pid: int) -> str | None:
+    """Return when a process started: ledger.StartOf. One that has ended and was not waited for is
+    none any more."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return "" if state in (b"Z", b"X") else fields[18].decode()
+    except (FileNotFoundError, ProcessLookupError):
+        try:
+            os.kill(pid, 0)  # /proc may hide it: hidepid=, proc(5)
+        except ProcessLookupError:
+            return ""
+        except OSError:
+            pass
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def report_silenced(spools: Sequence[Spool], machine: Machine) -> int:
+    """Accept an `opened` for each session that logind knows and nobody reported; return how many.
+
+    Raises OSError.
+    """
+    sessions = witness.logind_sessions()
+    if not sessions or not machine.boot:
+        return 0
+    began = min(filter(None, map(ledger.since, spools)), default=math.inf)
+    clocks = witness.Clocks(
+        time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), machine.boot
+    )
+    stack_since = functools.partial(reported_since, began)
+    known = {name for spool in spools for name in ledger.names(spool)}
+    found = [*witness.silenced(sessions, known, start_of, clocks, stack_since)]
+    if not found:
+        return 0
+    # `open/` once more, and last: records move there from the spool while we look.
+    known = {name for name, _ in ledger.waiting_sessions(spools)}
+    known |= {name for name, _ in ledger.waiting_sessions(spools, REJECTED)}
+    known |= {name for spool in spools for name in ledger.names(spool)}
+    found = [one for one in found if one.name not in known]
+    for one in found:
+        ledger.accept(spools, witness.opened_record(one, hook.machine()))
+        log(witness.message(one))
+    return len(found)
+
+
+def reported_since(began: float, service: str) -> float:
+    """Return the seconds since the epoch from which on hooks report a service's sessions.
+
+    Not before the ledger began, nor before the last change of what its stack is made of; math.inf
+    if that does not run tattle.
+    """
+    if not re.fullmatch(r"[\w-]+", service):
+        return math.inf
+    try:
+        stack = Stack(service)
+        if not any(line.kind == "session" for line, _ in stack.hooks()):
+            return math.inf
+        paths = [*stack.files, *map(os.path.dirname, stack.files)]
+        return max(began, *(os.stat(path).st_ctime for path in paths if os.path.exists(path)))
+    except OSError:
+        return math.inf

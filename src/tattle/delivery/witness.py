@@ -1,0 +1,211 @@
+"""The second witness: which sessions logind knows, and which of those nobody reported.
+
+A hook can be kept from running: an environment too large for execve(2), no process id left, a
+SIGKILL. logind is told of a session by another module, pam_systemd. It is asked by its own tool,
+loginctl(1), since its files are private; where there is none, or no answer, nothing is known.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import NamedTuple
+
+LOGINCTL = "/usr/bin/loginctl"
+LOGIND = "/run/systemd/sessions"  # is there where a logind runs
+SECONDS = 3.0  # for all that is asked of logind in one look: it takes some 15 ms
+MOST_CALLS = 20  # in one look: each session that ends while we ask costs one
+MOST_BYTES = 8 * 1024**2  # of an answer: 20,000 sessions
+MATURE_SECONDS = 60.0  # within which a hook has long reported its session
+# For a person. Others are of services: `manager` (systemd --user), `background` (cron), `greeter`.
+# org.freedesktop.login1(5), "Class"; root's is user-early since systemd 256.
+CLASSES = ("user", "user-early", "user-light", "user-early-light")
+PROPERTIES = (
+    *("Id", "Name", "User", "RemoteHost", "Service", "Leader", "TimestampMonotonic", "TTY"),
+    "Class",
+)
+
+
+class LogindSession(NamedTuple):
+    """A session as logind knows it."""
+
+    id: str
+    user: str
+    uid: int
+    remote_host: str  # "" if it is a local one
+    service: str  # PAM's
+    leader: int  # the process that opened it, and that is the parent of its hooks
+    began: float  # seconds since boot, CLOCK_MONOTONIC
+    tty: str  # "" where sshd has made none yet
+    kind: str  # "Class"
+
+
+class Silenced(NamedTuple):
+    """A session that nobody reported: as logind knows it, its name, and when it began."""
+
+    session: LogindSession
+    name: str
+    began: float  # seconds since the epoch
+
+
+class Clocks(NamedTuple):
+    """What the clocks say at one moment, in seconds, and the boot id."""
+
+    now: float  # since the epoch
+    monotonic: float
+    boottime: float  # as monotonic, and the time that the machine was suspended for
+    boot: str
+
+
+def logind_sessions() -> list[LogindSession] | None:
+    """Return the sessions that logind knows; None if there is no logind, or no answer in time."""
+    if not os.path.isdir(LOGIND):
+        return None
+    deadline = time.monotonic() + SECONDS
+    listed = loginctl(["list-sessions"], deadline)
+    if listed is None or listed.status:
+        return None
+    ids = [line.split()[0] for line in listed.text.splitlines() if line.strip()]
+    properties = [f"--property={name}" for name in PROPERTIES]
+    found: list[LogindSession] = []
+    for _ in range(MOST_CALLS):
+        if not ids:
+            return found
+        # It stops at the first session that has ended meanwhile: go on behind that one.
+        shown = loginctl(["show-session", *properties, *ids], deadline)
+        if shown is None:
+            return None
+        blocks = [block for block in shown.text.split("\n\n") if block.strip()]
+        found += [session for session in map(parsed, blocks) if session]
+        ids = ids[len(blocks) + 1 :]
+    return None
+
+
+def parsed(block: str) -> LogindSession | None:
+    """Return the session that show-session prints as NAME=value lines; None if a part lacks."""
+    values = dict(line.partition("=")[::2] for line in reversed(block.strip().splitlines()))
+    try:
+        return LogindSession(
+            values["Id"],
+            values["Name"],
+            int(values["User"]),
+            values.get("RemoteHost", ""),
+            values["Service"],
+            int(values["Leader"]),
+            int(values["TimestampMonotonic"]) / 1e6,
+            values.get("TTY", ""),
+            values["Class"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def silenced(
+    sessions: Iterable[LogindSession],
+    known: Container[str],
+    start_of: Callable[[int], str | None],
+    clocks: Clocks,
+    reported_since: Callable[[str], float],
+) -> Iterator[Silenced]:
+    """Yield the sessions that a hook should have reported by now.
+
+    known: the names of those that one has. start_of: ledger.StartOf. reported_since gives the
+    seconds since the epoch from which on a service's stack has run tattle as it does now: math.inf
+    if it does not.
+    """
+    ticks = os.sysconf("SC_CLK_TCK")
+    for session in sessions:
+        age = clocks.monotonic - session.began
+        start = start_of(session.leader) if session.kind in CLASSES else ""
+        # Old versions kept sessions for ever, whose leader's id is another process's by now:
+        # https://github.com/systemd/systemd/issues/8453
+        if not start or int(start) / ticks > clocks.boottime - age + 1:
+            continue
+        began, name = clocks.now - age, f"{clocks.boot}.{session.leader}.{start}"
+        if age > MATURE_SECONDS and name not in known and began > reported_since(session.service):
+            yield Silenced(session, name, began)
+
+
+def opened_record(found: Silenced, machine: list[bytes]) -> bytes:
+    """Return the record of the `opened` that a hook would have accepted: the same session_id.
+
+    machine: which one this is, as variables; hook.machine().
+    """
+    session = found.session
+    boot, pid, start = found.name.split(".")
+    variables = {
+        "PAM_SERVICE": session.service,
+        "PAM_USER": session.user,
+        **({"PAM_TTY": session.tty} if session.tty else {}),
+        **({"PAM_RHOST": session.remote_host} if session.remote_host else {}),
+        "PAM_TYPE": "open_session",
+        "TATTLE_TIME": str(int(found.began * 1e9)),
+        "TATTLE_PARENT": pid,
+        "TATTLE_PARENT_START": start,
+        "TATTLE_REPORTED_BY": "logind",
+    }
+    facts = [f"{name}={value}".encode() for name, value in variables.items()]
+    # The boot id is the last one, as in the hook's record.
+    return b"\0".join([*facts, *machine, b"TATTLE_BOOT=" + boot.encode()]) + b"\0"
+
+
+def message(found: Silenced) -> str:
+    """Return the line for the log: somebody kept the hook from running, or wanted it so."""
+    session = found.session
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.began))
+    host = f" from {session.remote_host}" if session.remote_host else ""
+    return (
+        f"a session was not reported by PAM: {session.user}{host}, service {session.service},"
+        f" process {session.leader}, since {began}; reported as logind knows it"
+    )
+
+
+class Printed(NamedTuple):
+    """How a command ended, and what it printed on standard output."""
+
+    status: int  # as os.waitpid() has it
+    text: str
+
+
+def loginctl(arguments: list[str], deadline: float) -> Printed | None:
+    """Run loginctl; None if it can't be run or takes too long.
+
+    deadline: of time.monotonic(). (To import the subprocess module takes longer than all this.)
+    """
+    reader, writer = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            LOGINCTL,
+            [LOGINCTL, "--no-legend", "--no-pager", *arguments],
+            {"LC_ALL": "C"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, writer, 1),
+                (os.POSIX_SPAWN_DUP2, 0, 2),
+            ],
+        )
+    except OSError:
+        os.close(reader)
+        return None
+    finally:
+        os.close(writer)
+    text, ended = b"", False
+    try:
+        while (
+            len(text) < MOST_BYTES
+            and select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]
+        ):
+            part = os.read(reader, 65_536)
+            if not part:
+                ended = True
+                return Printed(os.waitpid(pid, 0)[1], text.decode(errors="backslashreplace"))
+            text += part
+        return None
+    finally:
+        os.close(reader)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

@@ -1,0 +1,181 @@
+"""The second witness: which sessions of logind's a hook should have reported."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tattle.delivery import look, witness
+from tattle.delivery.witness import Clocks, LogindSession, opened_record, parsed, silenced
+from tattle.event.fields import session_id
+from tattle.login.pam import is_whole, parse
+from tattle.login.spool import Spool
+
+BOOT = "6c2f1d9e-5f0e-4d3b-9a51-3d9f9d2f7a10"
+TICKS = os.sysconf("SC_CLK_TCK")
+UP = 10_000.0  # seconds that the machine has been up
+NOW = 1_800_000_000.0
+CLOCKS = Clocks(NOW, UP, UP, BOOT)
+LEADER = 41
+# As loginctl of systemd 252, 257 and 262 shows it.
+SHOWN = """\
+Id=c3
+User=6002
+Name=alice
+TimestampMonotonic=901631160
+TTY=
+RemoteHost=1.2.3.4
+Service=sshd
+Leader=139
+Class=user
+"""
+
+
+def session(age: float = 300, **changes: object) -> LogindSession:
+    plain = LogindSession("c3", "alice", 6002, "1.2.3.4", "sshd", LEADER, UP - age, "", "user")
+    return plain._replace(**changes)  # type: ignore[arg-type]
+
+
+def start_of(pid: int) -> str | None:
+    """The leader began a second before the session of most tests."""
+    started = {LEADER: UP - 301, 43: UP - 100}
+    return str(int(started[pid] * TICKS)) if pid in started else ""
+
+
+def test_logind_s_sessions_are_read_as_loginctl_shows_them() -> None:
+    assert parsed(SHOWN) == LogindSession(
+        "c3", "alice", 6002, "1.2.3.4", "sshd", 139, 901.63116, "", "user"
+    )
+
+
+@pytest.mark.parametrize("line", ["Leader=139", "Name=alice", "Service=sshd", "User=6002"])
+def test_a_session_of_which_a_part_lacks_is_none(line: str) -> None:
+    assert parsed(SHOWN.replace(line, "")) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "known", "since", "is_silenced"),
+    [
+        (session(), False, NOW - 1000, True),
+        (session(), True, NOW - 1000, False),
+        (session(59, leader=LEADER), False, NOW - 1000, False),
+        (session(), False, NOW - 299, False),
+        (session(), False, math.inf, False),
+        (session(leader=42), False, NOW - 1000, False),
+        (session(leader=43), False, NOW - 1000, False),
+        (session(kind="manager"), False, NOW - 1000, False),
+        (session(kind="background"), False, NOW - 1000, False),
+        (session(kind="user-early"), False, NOW - 1000, True),
+    ],
+    ids=[
+        *("nobody reported it", "it is known", "the hook may still run"),
+        *("the stack has changed since", "the stack does not run tattle"),
+        *("the leader is gone", "another process has the leader's id"),
+        *("systemd --user", "cron", "root"),
+    ],
+)
+def test_a_session_that_lives_and_that_no_hook_reported_was_silenced(
+    one: LogindSession, known: bool, since: float, is_silenced: bool
+) -> None:
+    names = [f"{BOOT}.{LEADER}.{start_of(LEADER)}"] if known else []
+    found = [*silenced([one], names, start_of, CLOCKS, lambda service: since)]
+    assert bool(found) == is_silenced
+
+
+def test_the_witness_s_opened_is_what_the_hook_would_have_said() -> None:
+    (found,) = silenced([session()], [], start_of, CLOCKS, lambda service: 0.0)
+    record = opened_record(found, [b"TATTLE_HOST=here", b"TATTLE_INSTANCE=i-abc"])
+    opened = parse(record)
+    assert is_whole(record)
+    assert opened.state == "opened"
+    assert opened.pam["PAM_USER"] == "alice"
+    assert opened.pam["PAM_RHOST"] == "1.2.3.4"
+    assert opened.pam["PAM_SERVICE"] == "sshd"
+    assert opened.context["TATTLE_TIME"] == str(int((NOW - 300) * 1e9))
+    assert opened.context["TATTLE_REPORTED_BY"] == "logind"
+    assert opened.context["TATTLE_INSTANCE"] == "i-abc"
+    hooks = {"BOOT": BOOT, "PARENT": str(LEADER), "PARENT_START": str(start_of(LEADER))}
+    of_hook = parse(b"PAM_USER=u\0PAM_TYPE=open_session\0")
+    of_hook.context = {f"TATTLE_{part}": value for part, value in hooks.items()}
+    assert session_id(opened) == session_id(of_hook)
+
+
+@pytest.mark.parametrize(
+    ("script", "ids"),
+    [
+        ("exit 0", []),
+        ("echo 'System has not been booted with systemd' >&2; exit 1", None),
+        ("sleep 60", None),
+        ("echo c1; while :; do echo c1; done", None),
+    ],
+    ids=["no sessions", "no logind", "no answer", "no end of answers"],
+)
+def test_loginctl_is_asked_for_a_limited_time(
+    script: str, ids: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    assert asked(script, tmp_path, monkeypatch) == ids
+    assert time.monotonic() - began < 5
+
+
+def test_a_session_that_ends_while_logind_is_asked_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """loginctl stops at the first that it does not find."""
+    script = f"""
+        case $* in *list-sessions*) echo 1; echo 2; echo 3; echo 4; exit;; esac
+        separator=
+        for word in "$@"; do
+            case $word in
+            1|4) printf '%s{SHOWN.replace("c3", "%s")}' "$separator" $word; separator='\n';;
+            2|3) echo "No session '$word' known" >&2; exit 1;;
+            esac
+        done
+    """
+    assert asked(script, tmp_path, monkeypatch) == ["1", "4"]
+
+
+def asked(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
+    """The ids of the sessions that a loginctl tells of which is that script."""
+    loginctl = tmp_path / "loginctl"
+    loginctl.write_text(f"#!/bin/sh\n{script}\n")
+    loginctl.chmod(0o755)
+    monkeypatch.setattr(witness, "LOGINCTL", str(loginctl))
+    monkeypatch.setattr(witness, "LOGIND", str(tmp_path))
+    monkeypatch.setattr(witness, "SECONDS", 0.5)
+    sessions = witness.logind_sessions()
+    return None if sessions is None else [session.id for session in sessions]
+
+
+def test_the_sessions_are_looked_at_once_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(str(tmp_path / "spool"))
+    looks: list[object] = []
+
+    def count(*_: object) -> int:
+        looks.append(None)
+        return 0
+
+    monkeypatch.setattr(look, "report_silenced", count)
+    look.look([spool])
+    look.look([spool])
+    assert len(looks) == 1
+    os.utime(tmp_path / "spool" / look.LOOKED, (0, time.time() - 61))
+    look.look([spool])
+    assert len(looks) == 2
+
+
+def test_a_process_is_what_it_was_started_as() -> None:
+    (own,) = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19:20]
+    assert look.start_of(os.getpid()) == own
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    while b") Z " not in Path(f"/proc/{child}/stat").read_bytes():
+        time.sleep(0.01)
+    assert look.start_of(child) == "", "it has ended, though nobody has waited for it"
+    os.waitpid(child, 0)
+    assert look.start_of(child) == ""
