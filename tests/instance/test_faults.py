@@ -198,11 +198,13 @@ def pid_of(box: Instance) -> int:
 
 def is_locked(box: Instance) -> bool:
     """Whether somebody has the deliverer's lock."""
+    folder = os.open(box.path(SPOOL), os.O_RDONLY)
     try:
-        with open(box.path(SPOOL) / ".deliverer") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(folder)
     return False
 
 
@@ -240,13 +242,13 @@ class TestTakingOver:
 
     def test_who_is_no_deliverer_is_left_alone_and_logged_once(self, box: Instance) -> None:
         box.accept("first")
-        command = ["flock", "--no-fork", f"{SPOOL}/.deliverer", "sleep", "600"]
+        command = ["flock", "--no-fork", SPOOL, "sleep", "600"]
         with box.popen(command) as other, ExitStack() as ending:
             ending.callback(other.kill)
             ending.callback(lambda: box.kill(*box.processes("sleep 600")))
             eventually(lambda: is_locked(box))
             assert box.hook(user="second").returncode == 0
-            line = box.syslog.wait_for("which is not tattle", timeout=MINUTE + 5)
+            line = box.syslog.wait_for("not this tattle", timeout=MINUTE + 5)
             assert f"holds the lock of {SPOOL}" in line.message
             time.sleep(MINUTE + 1)
             assert len(box.log()) == 1
@@ -362,7 +364,8 @@ def waiting_instance(
     """One whose deliverer waits to retry for longer than any test."""
     need_root(*Instance.TOOLS)
     made = tmp_path_factory.mktemp("waiting") / "tattle"
-    pauses = {"FIRST_PAUSE": 1e7, "LONGEST_PAUSE": 1e7, "LINE_SECONDS": 60.0}
+    pauses = {"FIRST_PAUSE": 1e7, "LONGEST_PAUSE": 1e7, "RECORD_WAKES_AFTER": 2.0}
+    pauses["LINE_SECONDS"] = 60.0
     with Instance(with_constants(artifact, made, {**constants(MINUTE), **pauses})) as box:
         yield box
 

@@ -420,7 +420,7 @@ class Instance:
         """The names of the records in tattle's spool and of what is foreign there, sorted."""
         spool = self.path(SPOOL)
         names = os.listdir(spool) if spool.is_dir() else []
-        own = (".deliverer", ".standby", ".fault", ".fault.new", ".wake")
+        own = (".deliverer", ".standby", ".fault", ".fault.new", ".wake", "open")
         return sorted(name for name in names if name not in own)
 
     def records(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import Imds
-from tattle.delivery import batches, deliver, last_error
+from tattle.delivery import batches, deliver, last_error, ledger
 from tattle.delivery.batches import Sender
 from tattle.delivery.deliver import Deliverer, is_given_up
 from tattle.delivery.due import GIVE_UP_AFTER, Due, Outcome
@@ -23,6 +23,7 @@ from tattle.delivery.records import ELSEWHERE, WAKE, Records
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
 from tattle.event.config import Config
+from tattle.login.pam import Session
 
 THROTTLED = 100  # events
 
@@ -91,7 +92,7 @@ def deliverer_of(clock: Clock, *spools: Path) -> Deliverer:
     locks = [DelivererLock(Records(str(spool))) for spool in spools]
     assert all(lock.acquire() for lock in locks)
     queue, heartbeat = Queue(locks), Heartbeat(locks)
-    return Deliverer(queue, Sender(queue, heartbeat), heartbeat, clock.sleep)
+    return Deliverer(queue, Sender(queue, heartbeat), heartbeat, clock.sleep, lambda: 0)
 
 
 def users(eventbridge: EventBridge) -> list[str]:
@@ -144,9 +145,9 @@ def test_a_lost_answer_holds_up_no_others_and_is_not_resent_for_what_they_get(
     monkeypatch.setattr(batches, "BATCH", 1)
     original = in_process.deliverer.queue.confirm
 
-    def confirm(names: list[str]) -> None:
-        arrivals.extend((name, in_process.clock.monotonic() - began) for name in names)
-        original(names)
+    def confirm(sessions: dict[str, Session]) -> None:
+        arrivals.extend((name, in_process.clock.monotonic() - began) for name in sessions)
+        original(sessions)
 
     monkeypatch.setattr(in_process.deliverer.queue, "confirm", confirm)
     assert in_process.deliverer.run(linger=0)
@@ -215,20 +216,19 @@ def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_s
     queue = in_process.deliverer.queue
     queue.locks.append(lock)
     queue.spools.append(lock.records)
-    first = in_process.records()
-    remove = first.remove
+    put_away = ledger.put_away
 
-    def remove_later(names: list[str]) -> None:
-        if names and len(eventbridge.calls()) < 2:
+    def put_away_later(spools: Sequence[Records], sent: Sequence[ledger.Sent]) -> None:
+        if len(eventbridge.calls()) < 2 and any(one.spool is in_process.records() for one in sent):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        remove(names)
+        put_away(spools, sent)
 
     def accept_in_the_other() -> None:
         in_process.put(2)
         (path,) = (p for p in in_process.spool.iterdir() if p.read_text().find("u0002") > 0)
         path.rename(other / path.name)
 
-    monkeypatch.setattr(first, "remove", remove_later)
+    monkeypatch.setattr(ledger, "put_away", put_away_later)
     in_process.put(1)
     in_process.clock.at = [(0, accept_in_the_other)]
     assert in_process.deliverer.run(linger=0)

@@ -47,7 +47,6 @@ class OneRecord:
     def __init__(self, record: bytes) -> None:
         self.record = record
         self.rejected = ""
-        self.sessions: dict[str, Session] = {}
 
     def read(self, _: str) -> bytes:
         return self.record
@@ -77,7 +76,7 @@ def test_any_record_is_one_entry_or_rejected(publisher: events.Publisher, record
     batches = list(sender.batches(["0"], publisher, Tally()))
     assert bool(batches) != bool(queue.rejected)
     for bus, batch in batches:
-        (entry,) = batch.values()
+        ((_, entry),) = batch.values()
         assert entry["EventBusName"] == bus
         assert check_entry(entry) is None
         assert size_by_the_stand_in(entry) < ENTRIES_BYTES

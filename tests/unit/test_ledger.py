@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tattle.delivery import ledger
-from tattle.delivery.ledger import OPEN, Machine, Sent, close_ended, closed_record, ended, put_away
+from tattle.delivery.ledger import Machine, Sent, close_ended, closed_record, ended, put_away
+from tattle.delivery.records import OPEN
 from tattle.event.fields import duration, event_id, session_id
 from tattle.login.pam import Session, is_whole, parse, session_name
 from tattle.login.spool import REJECTED, Spool, is_record

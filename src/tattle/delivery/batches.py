@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tattle.delivery.due import Outcome
 from tattle.delivery.queue import Queue
@@ -29,7 +29,15 @@ BATCH = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
-Batch = dict[str, "Entry"]  # by record
+
+class Told(NamedTuple):
+    """What a record tells of, and what EventBridge is told of it."""
+
+    session: Session
+    entry: Entry
+
+
+Batch = dict[str, Told]  # by record
 
 
 class Tally:
@@ -116,27 +124,25 @@ class Sender:
         sizes: dict[str, int] = {}
         for name in names:
             with self.heartbeat.at_most(CALL_SECONDS, too_slow()):  # IMDS may be asked for a tag
-                entry = self._entry(name, publisher, tally)
-            if entry is None:
+                told = self._told(name, publisher, tally)
+            if told is None:
                 continue
-            bus, size = entry.get("EventBusName", ""), entry_size(entry)
+            bus, size = told.entry.get("EventBusName", ""), entry_size(told.entry)
             batch = filling.get(bus, {})
             if len(batch) == BATCH or sizes.get(bus, 0) + size >= SIZE_LIMIT:
                 yield bus, batch
                 batch, sizes[bus] = {}, 0
-            filling[bus] = {**batch, name: entry}
+            filling[bus] = {**batch, name: told}
             sizes[bus] = sizes.get(bus, 0) + size
         yield from filling.items()
 
-    def _entry(self, name: str, publisher: Publisher, tally: Tally) -> Entry | None:
-        """Return a record's entry; None if it has none, or must not be sent from here."""
+    def _told(self, name: str, publisher: Publisher, tally: Tally) -> Told | None:
+        """Return what a record tells; None if that is no event, or must not be sent from here."""
         try:
             session = session_of(self.queue.read(name))
             if self.queue.is_from_elsewhere(name, session, publisher.instance_id):
                 return None
-            entry = publisher.entry(session, trusts_sshd)
-            self.queue.sessions[name] = session
-            return entry
+            return Told(session, publisher.entry(session, trusts_sshd))
         except TattleError as error:
             if error.status not in (os.EX_DATAERR, os.EX_USAGE):
                 raise
@@ -162,7 +168,7 @@ class Sender:
         try:
             too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
             with self.heartbeat.at_most(CALL_SECONDS, too_late):
-                results = publisher.publish(list(batch.values()))
+                results = publisher.publish([told.entry for told in batch.values()])
         except Unanswered as error:
             tally.unanswered += batch
             tally.silence = error
@@ -173,11 +179,11 @@ class Sender:
             if len(batch) == 1:
                 self.queue.reject(next(iter(batch)), str(error))
             else:
-                for name, entry in batch.items():  # one of them made the call fail
-                    self._publish({name: entry}, publisher, tally)
+                for name, told in batch.items():  # one of them made the call fail
+                    self._publish({name: told}, publisher, tally)
             return
         refusals = {name: result.error for name, result in zip(batch, results)}
-        accepted = [name for name, refusal in refusals.items() if not refusal]
+        accepted = {name: batch[name].session for name, refusal in refusals.items() if not refusal}
         tally.delivered += len(accepted)
         self.queue.confirm(accepted)
         for name, refusal in refusals.items():

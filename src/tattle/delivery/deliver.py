@@ -23,6 +23,7 @@ from tattle.delivery.batches import BATCH, Sender
 from tattle.delivery.due import Due, Outcome
 from tattle.delivery.leave import leave_login
 from tattle.delivery.lock import DelivererLock
+from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
 from tattle.delivery.records import WAKE, Records
 from tattle.delivery.wake import Alarm
@@ -113,55 +114,71 @@ def deliver_until_empty(lock: DelivererLock) -> bool:
     queue = Queue(locks)
     alarm = Alarm(spool.fd for spool in queue.spools)
     with Heartbeat(locks) as heartbeat:
+        sender = Sender(queue, heartbeat)
         sleep = functools.partial(heartbeat.sleep, alarm)
-        return Deliverer(queue, Sender(queue, heartbeat), heartbeat, sleep).run(LINGER)
+        return Deliverer(queue, sender, heartbeat, sleep, lambda: look(queue.ledgers())).run(LINGER)
 
 
 class Deliverer:
     """Sends what is due, until nothing is left. Raises no TattleError.
 
-    sleep is given the most seconds to sleep, and returns sooner if something is accepted.
+    sleep is given the most seconds to sleep, and returns sooner if something is accepted. look is
+    called once a minute, when nothing is due, and tells whether it has accepted something.
     """
 
     def __init__(
-        self, queue: Queue, sender: Sender, heartbeat: Heartbeat, sleep: Callable[[float], None]
+        self,
+        queue: Queue,
+        sender: Sender,
+        heartbeat: Heartbeat,
+        sleep: Callable[[float], None],
+        look: Callable[[], int],
     ) -> None:
-        self.queue, self.sender, self.heartbeat, self.sleep = queue, sender, heartbeat, sleep
+        self.queue, self.sender, self.heartbeat = queue, sender, heartbeat
+        self.sleep, self.look = sleep, look
         self.reporter = Reporter(queue)
 
     def run(self, linger: float) -> bool:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
         now = time.monotonic()
-        due, life_ends, leaves_at, next_call = Due(now), now + LIFE, now + linger, now
+        due, life_ends, leaves_at = Due(now), now + LIFE, now + linger
+        next_call = next_look = now
         while self.queue.is_ours():
             self.heartbeat.turn()
             if self.queue.is_woken():
                 due.try_all()
             waiting, now = self.queue.names(), time.monotonic()
             names = due.names(waiting, now)
-            if not names:
+            if 0 < len(names) < BATCH and now < next_call:
+                time.sleep(next_call - now)  # so that a burst becomes batches
+            elif names:
+                next_call = now + GATHER
+                if self.attempt(due, names, waiting):
+                    return False
+                leaves_at = time.monotonic() + linger
+            elif now >= next_look:
+                next_look = now + LOOK_SECONDS
+                self.look()
+            else:
                 if not waiting:
                     self.reporter.nothing_waits()
                 seconds = due.seconds(waiting, now)
                 if seconds == math.inf and now >= min(leaves_at, life_ends):
                     return not waiting
                 self.sleep(leaves_at - now if seconds == math.inf else seconds)
-            elif len(names) < BATCH and now < next_call:
-                time.sleep(next_call - now)  # so that a burst becomes batches
-            else:
-                next_call = now + GATHER
-                tried = time.time()
-                outcome = self.sender.send(names)
-                now = time.monotonic()
-                due.note(outcome, waiting, now)
-                gives_up = outcome.error is not None and due.gives_up(waiting, now)
-                if self.reporter.is_news(outcome.error) and repair():
-                    begin_anew()
-                self.reporter.tried(outcome, gives_up, tried, accepted_at(names[0]))
-                if gives_up:
-                    return False
-                leaves_at = now + linger
         return False
+
+    def attempt(self, due: Due, names: list[str], waiting: list[str]) -> bool:
+        """Send what is due of what waits; tell whether all of it is left to the next login."""
+        tried = time.time()
+        outcome = self.sender.send(names)
+        now = time.monotonic()
+        due.note(outcome, waiting, now)
+        if self.reporter.is_news(outcome.error) and repair():
+            begin_anew()
+        gives_up = outcome.error is not None and due.gives_up(waiting, now)
+        self.reporter.tried(outcome, gives_up, tried, accepted_at(names[0]))
+        return gives_up
 
 
 class Reporter:

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Optional
 
+from tattle.delivery.records import ELSEWHERE, OPEN
 from tattle.errors import TattleError, log
 from tattle.login.pam import Session, parse, session_name
 from tattle.login.spool import REJECTED, Spool, is_record
 
-OPEN = "open"
-ELSEWHERE = "elsewhere"  # what is of another machine
 SINCE = ".since"  # in `open/`; in it: nanoseconds since the epoch at which this ledger began
 # Their sessions are opened by the process that becomes the service, and closed by its child
 # `(sd-pam)`: systemd, src/core/exec-invoke.c, setup_pam(). The two events have no name in common.

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tattle.delivery import ledger, witness
-from tattle.delivery.ledger import OPEN, Machine
+from tattle.delivery.ledger import Machine
+from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
 from tattle.login import hook

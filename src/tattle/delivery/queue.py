@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from tattle.delivery import ledger
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.records import ELSEWHERE, LAST_ERROR, WAKE, Records
 from tattle.errors import TattleError, log
 from tattle.login.pam import Session
+from tattle.login.spool import EMERGENCY_PATH, PATH
 
 
 class Queue:
@@ -16,15 +19,14 @@ class Queue:
     def __init__(self, locks: list[DelivererLock]) -> None:
         self.locks = locks
         self.spools = [lock.records for lock in locks]
-        self.sessions: dict[str, Session] = {}  # what the records tell of, once they were read
+        self._others: list[Records] = []
         self._spool_of: dict[str, Records] = {}
-        self._confirmed: set[str] = set()  # EventBridge has them, and they could not be removed
+        self._confirmed: dict[str, Session] = {}  # EventBridge has them, and they are still there
 
     def names(self) -> list[str]:
         """Return the sorted names of the records to deliver, oldest first. Raises OSError."""
         found = {name: spool for spool in self.spools for name in spool.names()}
         self._spool_of = {**{name: self._spool_of[name] for name in self._confirmed}, **found}
-        self.sessions = {name: self.sessions[name] for name in self.sessions if name in found}
         return sorted(found)
 
     def read(self, name: str) -> bytes:
@@ -58,33 +60,48 @@ class Queue:
         return True
 
     def removable(self, names: list[str]) -> tuple[list[str], TattleError | None]:
-        """Remove what EventBridge has; return those that lie where that is possible, and the error.
+        """Put away what EventBridge has; return those that can be put away, too, and the error.
 
         Nothing is sent that would then stay, and be sent again.
         """
-        error = self._remove_confirmed()
+        error = self._put_away_confirmed()
         unwritable = {self._spool_of[name] for name in self._confirmed}
         left = [name for name in names if name not in self._confirmed]
         return [name for name in left if self._spool_of[name] not in unwritable], error
 
-    def confirm(self, names: list[str]) -> None:
-        """Remove what EventBridge has. Raises TattleError; it is not sent a second time then."""
-        self._confirmed.update(names)
-        error = self._remove_confirmed()
+    def confirm(self, sessions: dict[str, Session]) -> None:
+        """Put away what EventBridge has: records by name, and what they tell of.
+
+        Raises TattleError; they are not sent a second time then.
+        """
+        self._confirmed.update(sessions)
+        error = self._put_away_confirmed()
         if error:
             raise error
 
-    def _remove_confirmed(self) -> TattleError | None:
+    def _put_away_confirmed(self) -> TattleError | None:
         failed = None
         for spool in self.spools:
             names = sorted(name for name in self._confirmed if self._spool_of[name] is spool)
+            sent = [ledger.Sent(spool, name, self._confirmed[name]) for name in names]
             try:
-                spool.remove(names)
-                self._confirmed.difference_update(names)
+                ledger.put_away(self.ledgers(), sent)
+                for name in names:
+                    del self._confirmed[name]
             except OSError as error:
                 message = f"can't remove what is delivered from {spool.path}: {error.strerror}"
                 failed = TattleError(message, os.EX_IOERR, "sudo tattle check")
         return failed
+
+    def ledgers(self) -> list[Records]:
+        """Return all spools that there are, also one that another process delivers from."""
+        known = {spool.path for spool in (*self.spools, *self._others)}
+        if known & {PATH, EMERGENCY_PATH}:
+            for path in {PATH, EMERGENCY_PATH} - known:
+                with contextlib.suppress(OSError, TattleError):  # check says so
+                    if os.path.isdir(path):
+                        self._others.append(Records(path))
+        return [*self.spools, *self._others]
 
     def is_ours(self) -> bool:
         """Tell whether this process still is the deliverer of these spools."""

@@ -6,6 +6,7 @@ Older than inotify(7), and in Python's standard library.
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 from collections.abc import Iterable
 
@@ -23,7 +24,10 @@ class Alarm:
         self._longest = float("inf")
         for fd in directories:
             try:
-                fcntl.fcntl(fd, fcntl.F_NOTIFY, CHANGES)
+                # Opened once more: os.listdir() closes a copy of its descriptor, and to close any
+                # copy ends the notification.
+                own = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+                fcntl.fcntl(own, fcntl.F_NOTIFY, CHANGES)
             except OSError:
                 self._longest = LOOK_SECONDS
 

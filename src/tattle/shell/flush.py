@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from tattle.delivery import last_error
+from tattle.delivery.look import look
 from tattle.delivery.records import WAKE, Records
 from tattle.errors import TattleError
 from tattle.login.hook import start_deliverer
@@ -27,16 +28,24 @@ STUCK_SECONDS = 180.0
 def main() -> int:
     """Have delivered what waits now. Raises TattleError if something stays, and why."""
     sys.argv[0] = os.path.abspath(sys.argv[0])  # the deliverer starts in another directory
-    backlogs, unusable = open_spools()
-    cause = None if unusable and not backlogs else watch(backlogs)
+    spools, fault = open_spools()
+    if spools:
+        look(spools)  # at sessions that were not reported
+    backlogs = []
+    for spool in spools:
+        try:
+            backlogs.append(Backlog(spool))
+        except TattleError as error:
+            fault = fault or error
+    cause = watch(backlogs)
     delivered, left, rejected = totals(backlogs)
     if backlogs:
         aside = f", {rejected} rejected" if rejected else ""
         print(f"{delivered} delivered, {left} remain{aside}", flush=True)
     if left and cause:
         raise cause
-    if unusable:  # what can be done is done by now
-        raise unusable
+    if fault:  # what can be done is done by now
+        raise fault
     return 0
 
 
@@ -44,16 +53,14 @@ class Backlog:
     """What waited in a spool when the flush began, and what became of it."""
 
     def __init__(self, records: Records) -> None:
-        self.records = records
-        self.left = {*records.names()}
-        self.delivered = self.rejected = 0
-
-    def wake(self) -> None:
         """Have the deliverer try now. Raises TattleError."""
-        if self.left:
-            flags = os.O_WRONLY | os.O_CREAT
-            with unavailable(f"can't write to {self.records.path}"):
-                os.close(os.open(WAKE, flags, 0o600, dir_fd=self.records.fd))
+        self.records = records
+        self.delivered = self.rejected = 0
+        with unavailable(f"can't write to {records.path}"):
+            self.left = {*records.names()}
+            if self.left:
+                flags = os.O_WRONLY | os.O_CREAT
+                os.close(os.open(WAKE, flags, 0o600, dir_fd=records.fd))
 
     def start(self) -> None:
         """Start a deliverer, unless there is a standby: it may have died. Raises TattleError."""
@@ -87,19 +94,17 @@ def unavailable(what: str, status: int = os.EX_UNAVAILABLE) -> Iterator[None]:
         raise TattleError(f"{what}: {error.strerror}", status, "sudo tattle check") from error
 
 
-def open_spools() -> tuple[list[Backlog], TattleError | None]:
-    """Return what waits in the spools, and why one of them can't be used, if that is so."""
-    backlogs, unusable = [], None
+def open_spools() -> tuple[list[Records], TattleError | None]:
+    """Return the spools, and why one of them can't be used, if that is so."""
+    spools, unusable = [], None
     for path in (PATH, EMERGENCY_PATH):
         if path == PATH or os.path.isdir(path):
             try:
                 with unavailable(f"can't use {path}"):
-                    backlog = Backlog(Records(path))
-                backlog.wake()
-                backlogs.append(backlog)
+                    spools.append(Records(path))
             except TattleError as error:
                 unusable = unusable or error
-    return backlogs, unusable
+    return spools, unusable
 
 
 def totals(backlogs: list[Backlog]) -> tuple[int, int, int]:
