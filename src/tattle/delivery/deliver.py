@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 import os
 import re
@@ -172,6 +173,7 @@ class Deliverer:
         """Send what is due of what waits; tell whether all of it is left to the next login."""
         tried = time.time()
         outcome = self.sender.send(names)
+        gc.enable()  # begin_to_leave() has disabled it
         now = time.monotonic()
         due.note(outcome, waiting, now)
         if self.reporter.is_news(outcome.error) and repair():
