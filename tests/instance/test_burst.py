@@ -52,7 +52,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
         for one, other in zip(calls, calls[1:])
         if 10 not in (one.entry_count, other.entry_count)
     ]
-    assert not gaps or statistics.median(gaps) > 0.7 * GATHER
+    assert len(gaps) < 3 or statistics.median(gaps) > 0.7 * GATHER
     assert instance.eventbridge.most_in_progress() == 1
     assert instance.log() == []
 

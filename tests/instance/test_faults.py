@@ -139,22 +139,27 @@ def deliver(box: Instance, *tracing: str) -> subprocess.Popen[str]:
 
 
 def moments_of_a_delivery(box: Instance) -> list[Call]:
-    """The system calls by which a deliverer delivers two events, to the last removal."""
+    """The system calls by which a deliverer delivers two events, to the last that is put away."""
     box.accept("traced-a", "traced-b")
     with deliver(box) as running:
         eventually(lambda: not box.records(), seconds=60)
         box.kill(*box.processes(TATTLE))
         running.wait()
     calls = calls_in(box.read(TRACE))
-    last = max(n for n, call in enumerate(calls) if "unlink" in call.name)
+    last = max(n for n, call in enumerate(calls) if puts_away(call))
     return calls[: last + 1]
 
 
+def puts_away(call: Call) -> bool:
+    """Whether it moves a record that EventBridge has to the ledger."""
+    return "rename" in call.name and '"open/' in call.line
+
+
 def chosen(calls: Sequence[Call]) -> list[Call]:
-    """Moments spread over the calls; if few: in Python's start, and before each removal."""
+    """Moments spread over the calls; if few: in Python's start, and before each is put away."""
     if ALL_MOMENTS:
         return [calls[len(calls) * n // MOMENTS] for n in range(MOMENTS)]
-    return [calls[len(calls) // 5], *(call for call in calls if "unlink" in call.name)][:MOMENTS]
+    return [calls[len(calls) // 5], *filter(puts_away, calls)][:MOMENTS]
 
 
 def hold_up(box: Instance, moment: Call, how: str) -> None:
@@ -181,7 +186,7 @@ def hold_up(box: Instance, moment: Call, how: str) -> None:
         except AssertionError:
             raise AssertionError(f"{named}: {box.arrived()}, {box.log()}") from None
         counts = box.arrived()
-        assert max(counts.values()) <= 2, named  # twice: held up between answer and removal
+        assert max(counts.values()) <= 2, named  # twice: held up before it was put away
         assert counts["next"] == 1, named
         eventually(lambda: not box.records())
         logged = box.log_with(f"no heartbeat from process {pid} ")

@@ -160,7 +160,8 @@ def prepared(code: str) -> list[str]:
 
 class Session:
     """A process that stands for one sshd session process and runs hooks as pam_exec does: a hook
-    run at open and one run at close have the same parent. Ends on leaving the context."""
+    run at open and one run at close have the same parent. It runs none any more on leaving the
+    context, and stays, as an open session does, until the instance is reset."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -172,8 +173,9 @@ class Session:
         if exception:  # a hook that hangs is not waited for
             self._process.kill()
             self._process.wait()
-        else:
-            self._process.communicate()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            pipe.close()
 
     def run(self, *hooks: Hook) -> list[HookResult]:
         """Run hooks at the same time; their results in the same order."""
@@ -518,9 +520,9 @@ class Instance:
             raise RuntimeError(f"{done}")
         return done
 
-    def processes(self, containing: str = "") -> list[Process]:
-        """What runs inside, but for the first process and sshd's listener; only those whose command
-        line contains that text."""
+    def processes(self, containing: str = "", *, sessions: bool = False) -> list[Process]:
+        """What runs inside, but for the first process, sshd's listener and, unless asked for, who
+        stands for a session; only those whose command line contains that text."""
         found = []
         for folder in (self._root / "proc").iterdir():
             if folder.name.isdecimal() and folder.name not in ("1", str(self._sshd_pid)):
@@ -530,7 +532,10 @@ class Instance:
                 except OSError:
                     continue  # it has just ended
                 arguments = command.rstrip("\0").split("\0")
-                if containing in " ".join(arguments) and arguments != ["sleep", "infinity"]:
+                idle = arguments == ["sleep", "infinity"] or (
+                    not sessions and "pam_exec.c of Linux-PAM" in command
+                )
+                if containing in " ".join(arguments) and not idle:
                     found.append(Process(int(folder.name), int(parent), state, arguments))
         return sorted(found, key=lambda process: process.pid)
 
@@ -558,8 +563,8 @@ class Instance:
         """Kill processes (SIGKILL) and wait until they are gone."""
         if processes:
             self.run(["kill", "-KILL", *(str(process.pid) for process in processes)])
-        deadline = time.monotonic() + 5
-        while {one.pid for one in processes} & {one.pid for one in self.processes()}:
+        deadline = time.monotonic() + 20
+        while {one.pid for one in processes} & {one.pid for one in self.processes(sessions=True)}:
             assert time.monotonic() < deadline, f"not killed: {processes}"
             time.sleep(0.005)
 
@@ -694,7 +699,7 @@ class Instance:
     def reset(self) -> None:
         """As new, but quick: every process but sshd's listener is killed, the spool is empty, what
         was written is as it was before, faults are off and logs empty. Caches are kept."""
-        while running := self.processes():
+        while running := self.processes(sessions=True):
             self.kill(*running)
         self.imds.reset()
         self.eventbridge.reset()
@@ -780,7 +785,7 @@ class Instance:
         of the disk is kept, the spool too."""
         self.run(["/bin/sh", "-c", "kill -KILL -1"])
         self._sshd_pid = 0
-        while running := self.processes():
+        while running := self.processes(sessions=True):
             self.kill(*running)
         for folder in ("/run", "/tmp", "/var/cache"):
             _empty(self.path(folder))
