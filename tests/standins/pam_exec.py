@@ -3,9 +3,9 @@
 It runs inside a throwaway instance as `/usr/bin/python3 -IS -c SOURCE`, so it needs nothing but
 the standard library. Its process stands for sshd's: the hook's parent, the same one at open and
 close. It stays until it is killed: otherwise its session would be over. It reads requests from
-stdin, a line of JSON each, and answers each with a line of JSON. A request is a list of jobs, run at
-the same time: {"command": [path, argument, …], "environment": [[name, value], …], "stdout": false}.
-Texts carry bytes as surrogates. The environment is a list, since PAM's may hold a name twice, which
+stdin, a line of JSON each, and answers each with one. A request is a list of jobs, run at the same
+time: {"command": [path, argument, …], "environment": [[name, value], …], "stdout": false}. Texts
+carry bytes as surrogates. The environment is a list, since PAM's may hold a name twice, which
 execve(2) takes and os.execve can't give.
 """
 
