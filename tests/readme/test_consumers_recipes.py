@@ -56,6 +56,7 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "webhook.yaml": {"Service": "Slack", "Url": "https://hooks.slack.com/services/x"},
     "lambda.yaml": {"WebhookUrl": "https://hooks.slack.com/services/x"},
     "logs.yaml": {},
+    "dashboard.yaml": {},
     "archive.yaml": {},
     "central-bus.yaml": {"Organization": "o-a1b2c3d4e5"},
     "ssm.yaml": {"TagValue": "canary", "Url": "https://example.com/tattle", "Sha256": "0" * 64},
@@ -64,6 +65,24 @@ PARAMETERS: dict[str, dict[str, str]] = {
 each_template = pytest.mark.parametrize("name", PARAMETERS)
 # Not the site's choice, but a user's or that of whoever names a host: these may hold a quote.
 CHOSEN_BY_OTHERS = {"$.detail.username", "$.detail.remote_host"}
+# https://docs.aws.amazon.com/eventbridge/latest/ref/overiew-event-structure.html
+ENVELOPE = {"version", "id", "detail-type", "source", "account", "time", "region", "resources"}
+ENVELOPE |= {"detail"}
+# https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/CWL_QuerySyntax.html
+OF_THE_LANGUAGE = {
+    "fields",
+    "filter",
+    "stats",
+    "sort",
+    "limit",
+    "display",
+    "by",
+    "as",
+    "asc",
+    "desc",
+}
+OF_THE_LANGUAGE |= {"and", "or", "not", "like"}
+COMING = {"reported_by", "certificate"}
 # Actions that know no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/
 WITHOUT_RESOURCES = {"ec2:DescribeInstances", "cloudwatch:PutMetricData"}
 
@@ -130,11 +149,29 @@ def transformers(name: str) -> list[tuple[dict[str, str], str]]:
     ]
 
 
+def queries(name: str) -> list[str]:
+    """A template's queries of CloudWatch Logs Insights, the saved ones and a dashboard's."""
+    found = [one["QueryString"] for one in dictionaries(name) if "QueryString" in one]
+    for dashboard in resources(name, "AWS::CloudWatch::Dashboard").values():
+        _, values = dashboard["DashboardBody"]["Fn::Sub"]
+        found += values.values()
+    return found
+
+
+def names_in(query: str) -> set[str]:
+    """What a query takes from events: no words of the language, no functions, no new names."""
+    query = re.sub(r"""'[^']*'|"[^"]*\"""", "", query)
+    words = {*re.findall(r"(?<![\w.])[A-Za-z][\w.-]*\b(?!\()", query)}
+    return words - OF_THE_LANGUAGE - {*re.findall(r"\bas (\w+)", query)}
+
+
 def fields_used(name: str) -> set[str]:
     """The fields of `detail` that a template's transformers and queries name."""
-    texts = [path for paths, _ in transformers(name) for path in paths.values()]
-    texts += [one["QueryString"] for one in dictionaries(name) if "QueryString" in one]
-    return {*re.findall(r"\bdetail\.(\w+)", " ".join(texts))}
+    paths = [path[2:] for paths, _ in transformers(name) for path in paths.values()]
+    names = [*paths, *(name for query in queries(name) for name in names_in(query))]
+    for one in names:
+        assert re.split(r"[.\[]", one)[0] in ENVELOPE
+    return {one.split(".")[1] for one in names if one.startswith("detail.")}
 
 
 class TestTemplates:
@@ -169,7 +206,7 @@ class TestTemplates:
         comment, _, _ = recipe.text(name).partition("AWSTemplateFormatVersion")
         named = re.findall(r"(?m)^#   fields = (.*)$", comment)
         assert fields_used(name) | {*DEFAULT} == {*(named[0].split() if named else DEFAULT)}
-        assert fields_used(name) <= {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE}
+        assert fields_used(name) <= {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, *COMING}
 
     @each_template
     def test_it_works_in_every_partition(self, name: str) -> None:
@@ -613,6 +650,43 @@ class TestLogs:
         assert {*statement["Action"]} == {"logs:CreateLogStream", "logs:PutLogEvents"}
         group = f"arn:aws:logs:us-east-1:{ACCOUNT}:log-group:/aws/events/{STACK}"
         assert statement["Resource"] == group  # CloudFormation's own ends with :*, its streams
+
+
+class TestDashboard:
+    def body(self, moto: Moto) -> Any:
+        """The dashboard, beside logs.yaml and silence.yaml as their comments deploy them."""
+        for stack in ("logs", "silence", "dashboard"):
+            deploy(moto, f"{stack}.yaml", f"tattle-{stack}")
+        answer = moto.client("cloudwatch").get_dashboard(DashboardName="tattle-dashboard")
+        return json.loads(answer["DashboardBody"])
+
+    def test_its_widgets_look_at_what_the_others_write(self, moto_server: Moto) -> None:
+        """https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html"""
+        widgets = self.body(moto_server)["widgets"]
+        groups = moto_server.client("logs").describe_log_groups()["logGroups"]
+        assert all(one["properties"]["region"] == "us-east-1" for one in widgets)
+        log = [one["properties"]["query"] for one in widgets if one["type"] == "log"]
+        assert len(log) == len(queries("dashboard.yaml")) == len(widgets) - 1
+        for query in log:
+            (source,) = re.findall(r"^SOURCE '([^']*)' \| ", query)
+            assert source in [one["logGroupName"] for one in groups]
+            assert "\n" not in query
+            assert "$" not in query
+        (metrics,) = (one["properties"]["metrics"] for one in widgets if one["type"] == "metric")
+        alarm = only("silence.yaml", "AWS::CloudWatch::Alarm")
+        (dimension,) = alarm["Dimensions"]
+        assert metrics == [
+            [alarm["Namespace"], alarm["MetricName"], dimension["Name"], "tattle-silence"]
+        ]
+
+    def test_no_widget_covers_another(self, moto_server: Moto) -> None:
+        taken: set[tuple[int, int]] = set()
+        for one in self.body(moto_server)["widgets"]:
+            columns = range(one["x"], one["x"] + one["width"])
+            cells = {(x, y) for x in columns for y in range(one["y"], one["y"] + one["height"])}
+            assert not taken & cells
+            assert max(columns) < 24
+            taken |= cells
 
 
 class TestArchive:

@@ -9,6 +9,7 @@
 #     ssm         = { TagValue = "canary", Url = "https://example.com/tattle", Sha256 = "CHECKSUM" }
 #     mail        = { Protocol = "email", Endpoint = "security@example.com" }
 #     logs        = { Days = 365 }
+#     dashboard   = { LogGroup = "/aws/events/tattle-logs" }
 #     archive     = { Days = 2557 }
 #     chat        = { SlackWorkspace = "T0123ABCD", SlackChannel = "C0123ABCD" }
 #     webhook     = { Service = "Slack", Url = "https://hooks.slack.com/services/…" }

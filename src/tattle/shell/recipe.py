@@ -33,6 +33,7 @@ CONSUMERS = (
     "webhook.yaml",
     "lambda.yaml",
     "logs.yaml",
+    "dashboard.yaml",
     "archive.yaml",
     "central-bus.yaml",
     "silence.yaml",
