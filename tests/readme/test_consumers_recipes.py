@@ -57,6 +57,7 @@ PARAMETERS: dict[str, dict[str, str]] = {
     "lambda.yaml": {"WebhookUrl": "https://hooks.slack.com/services/x"},
     "logs.yaml": {},
     "dashboard.yaml": {},
+    "instance-connect.yaml": {},
     "archive.yaml": {},
     "central-bus.yaml": {"Organization": "o-a1b2c3d4e5"},
     "ssm.yaml": {"TagValue": "canary", "Url": "https://example.com/tattle", "Sha256": "0" * 64},
@@ -171,7 +172,8 @@ def fields_used(name: str) -> set[str]:
     names = [*paths, *(name for query in queries(name) for name in names_in(query))]
     for one in names:
         assert re.split(r"[.\[]", one)[0] in ENVELOPE
-    return {one.split(".")[1] for one in names if one.startswith("detail.")}
+    found = {one.split(".")[1] for one in names if one.startswith("detail.")}
+    return found - {"person"} if name == "instance-connect.yaml" else found  # its own function's
 
 
 class TestTemplates:
@@ -594,7 +596,7 @@ def function(
 ) -> types.ModuleType:
     """The code of a template's Lambda function, as a module, with moto for AWS."""
     properties = only(name, "AWS::Lambda::Function")
-    assert {*properties["Environment"]["Variables"]} == {*variables}
+    assert {*properties.get("Environment", {"Variables": {}})["Variables"]} == {*variables}
     assert properties["Handler"] == "index.handler"
     for key, value in {"AWS_ENDPOINT_URL": moto.url, **CREDENTIALS, **variables}.items():
         monkeypatch.setenv(key, value)
@@ -687,6 +689,132 @@ class TestDashboard:
             assert not taken & cells
             assert max(columns) < 24
             taken |= cells
+
+
+KEY_SENT: dict[str, Any] = {
+    "version": "0",
+    "id": "6e2b0f0e-2c51-4d11-8f5c-5a1f4c5c8d3a",
+    "detail-type": "AWS API Call via CloudTrail",
+    "source": "aws.ec2-instance-connect",
+    "account": ACCOUNT,
+    "time": "2024-08-01T13:24:47Z",
+    "region": "us-east-1",
+    "resources": [],
+    "detail": {
+        "eventVersion": "1.08",
+        "userIdentity": {
+            "type": "IAMUser",
+            "principalId": "AIDAHG2QGAX7XGTRYBZ5",
+            "arn": "arn:aws:iam::572910899909:user/christophe",
+            "accountId": "572910899909",
+            "accessKeyId": "AKIAGM9ZC9KUL0AYEVUM",
+            "userName": "christophe",
+        },
+        "eventTime": "2024-08-01T13:24:47Z",
+        "eventSource": "ec2-instance-connect.amazonaws.com",
+        "eventName": "SendSSHPublicKey",
+        "awsRegion": "us-east-1",
+        "sourceIPAddress": "246.227.146.251",
+        "requestParameters": {
+            "instanceId": "i-abc123abc123",
+            "instanceOSUser": "ec2-user",
+            "sSHPublicKey": "ssh-ed25519 "
+            "AAAAC3NzaC1lZDI1NTE5AAAAIOtAlK45MAEWZ7MUY2QEmi3M6W+peGL3VCrc0qH54xRu",
+        },
+        "responseElements": {"success": True},
+        "eventType": "AwsApiCall",
+        "managementEvent": True,
+        "readOnly": False,
+    },
+}
+"""As CloudTrail recorded it for DataDog/stratus-red-team,
+docs/attack-techniques/AWS/aws.lateral-movement.ec2-instance-connect.md, with an instance, an
+account and a region of these tests' own, in EventBridge's envelope:
+https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-service-event-cloudtrail.html"""
+
+
+class TestInstanceConnect:
+    def logged(
+        self,
+        moto: Moto,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        key: str = KEY_SENT["detail"]["requestParameters"]["sSHPublicKey"],
+    ) -> Any:
+        """The line that the function logs when that key is sent."""
+        event = json.loads(json.dumps(KEY_SENT))
+        event["detail"]["requestParameters"]["sSHPublicKey"] = key
+        place = f"arn:aws:lambda:us-east-1:{ACCOUNT}:function:x"
+        context = types.SimpleNamespace(invoked_function_arn=place)
+        function(monkeypatch, moto, "instance-connect.yaml").handler(event, context)
+        (line,) = capsys.readouterr().out.splitlines()
+        return json.loads(line)
+
+    def test_the_line_names_the_person_beside_what_tattle_says(
+        self,
+        moto_server: Moto,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert self.logged(moto_server, monkeypatch, capsys) == {
+            "time": "2024-08-01T13:24:47Z",
+            "resources": [ARN.replace("012345678901", ACCOUNT)],
+            "detail": {
+                "username": "ec2-user",
+                "remote_host": "246.227.146.251",
+                "session": "key sent",
+                "key_fingerprint": "SHA256:xq6092IJhV+0W2wifL9mSmJHQoMb2h2KFNrpk4YEAW8",
+                "person": "arn:aws:iam::572910899909:user/christophe",
+            },
+        }
+
+    @pytest.mark.parametrize("type_", ["ed25519", "ecdsa", "rsa"])
+    def test_the_fingerprint_is_ssh_keygens(
+        self,
+        moto_server: Moto,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        type_: str,
+    ) -> None:
+        """With a comment and a line feed, as the console sends it, and without."""
+        need(shutil.which("ssh-keygen"), "needs ssh-keygen")
+        file = tmp_path / "key"
+        keygen = ["ssh-keygen", "-q", "-t", type_, "-N", "", "-C", "a comment", "-f", str(file)]
+        subprocess.run(keygen, check=True)
+        listed = ["ssh-keygen", "-lf", str(file)]
+        printed = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+        key = file.with_suffix(".pub").read_text()
+        for sent in (key, " ".join(key.split()[:2])):
+            line = self.logged(moto_server, monkeypatch, capsys, sent)
+            assert line["detail"]["key_fingerprint"] == printed.split()[1]
+
+    def test_only_keys_that_were_sent_for_ssh_are_logged(self, moto_server: Moto) -> None:
+        deploy(moto_server, "instance-connect.yaml")
+        (rule,) = (one["Name"] for one in moto_server.events.list_rules()["Rules"])
+        url = listen(moto_server, rule, "function")
+        for change in (
+            {},
+            {"errorCode": "AccessDenied", "requestParameters": None},
+            {"eventName": "SendSerialConsoleSSHPublicKey"},
+        ):
+            detail = {**KEY_SENT["detail"], **change}
+            put(
+                moto_server,
+                {
+                    "Source": KEY_SENT["source"],
+                    "DetailType": KEY_SENT["detail-type"],
+                    "Detail": json.dumps(detail),
+                },
+            )
+        (event,) = matched(moto_server, url)
+        assert event["detail"] == KEY_SENT["detail"]
+
+    def test_its_query_looks_at_both_groups(self) -> None:
+        query = only("instance-connect.yaml", "AWS::Logs::QueryDefinition")
+        assert query["LogGroupNames"] == [{"Ref": "LogGroup"}, {"Ref": "Keys"}]
+        written = only("instance-connect.yaml", "AWS::Lambda::Function")["LoggingConfig"]
+        assert written == {"LogGroup": {"Ref": "Keys"}}
 
 
 class TestArchive:

@@ -5,17 +5,18 @@
 #   terraform init && terraform apply
 # What you want of these, with its parameters, goes into terraform.tfvars:
 #   stacks = {
-#     iam-role    = {}
-#     ssm         = { TagValue = "canary", Url = "https://example.com/tattle", Sha256 = "CHECKSUM" }
-#     mail        = { Protocol = "email", Endpoint = "security@example.com" }
-#     logs        = { Days = 365 }
-#     dashboard   = { LogGroup = "/aws/events/tattle-logs" }
-#     archive     = { Days = 2557 }
-#     chat        = { SlackWorkspace = "T0123ABCD", SlackChannel = "C0123ABCD" }
-#     webhook     = { Service = "Slack", Url = "https://hooks.slack.com/services/…" }
-#     lambda      = { WebhookUrl = "https://hooks.slack.com/services/…" }
-#     silence     = { Topic = "arn:aws:sns:us-east-1:012345678901:tattle-mail-Topic-0123456789AB" }
-#     central-bus = { Organization = "o-a1b2c3d4e5" }
+#     iam-role         = {}
+#     ssm              = { TagValue = "canary", Url = "https://example.com/tattle", Sha256 = "CHECKSUM" }
+#     mail             = { Protocol = "email", Endpoint = "security@example.com" }
+#     logs             = { Days = 365 }
+#     dashboard        = { LogGroup = "/aws/events/tattle-logs" }
+#     instance-connect = { LogGroup = "/aws/events/tattle-logs" }
+#     archive          = { Days = 2557 }
+#     chat             = { SlackWorkspace = "T0123ABCD", SlackChannel = "C0123ABCD" }
+#     webhook          = { Service = "Slack", Url = "https://hooks.slack.com/services/…" }
+#     lambda           = { WebhookUrl = "https://hooks.slack.com/services/…" }
+#     silence          = { Topic = "arn:aws:sns:us-east-1:012345678901:tattle-mail-Topic-0123456789AB" }
+#     central-bus      = { Organization = "o-a1b2c3d4e5" }
 #   }
 # It is a module, too, whose output instance_profile is for aws_instance and aws_launch_template. What the central bus
 # is for goes into the bus's account, and is applied after it, with EventBus = "ssh-logins".

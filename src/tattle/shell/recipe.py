@@ -34,6 +34,7 @@ CONSUMERS = (
     "lambda.yaml",
     "logs.yaml",
     "dashboard.yaml",
+    "instance-connect.yaml",
     "archive.yaml",
     "central-bus.yaml",
     "silence.yaml",
