@@ -4,6 +4,8 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
+PIP_AUDIT=pip-audit==2.10.1
+
 usage() {
     cat <<'EOF'
 Usage: ./build.sh [COMMAND]
@@ -15,7 +17,8 @@ Usage: ./build.sh [COMMAND]
   bench [ROUNDS]      build, then measure, by root: README's figures and more, some five minutes
   distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
-  lock                resolve requirements.lock and tests/requirements.lock anew, from pyproject.toml
+  lock                resolve requirements.lock, tests/'s and .ci/'s anew, from pyproject.toml
+  audit               look for known vulnerabilities of what requirements.lock names, by pip-audit
 
 PYTHON=… chooses the Python that builds and runs the tests. The bytes built are the same with any.
 EOF
@@ -151,21 +154,24 @@ run_tests() {
     clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile "${arguments[@]}"
 }
 
-# Writes both locks. pyproject.toml says what is wanted; uv resolves it for all Pythons at once.
-lock() {
+# uv as its lock has it, by version and hash, in $work, which goes when this ends.
+install_uv() {
     find_python
-    local work
     work=$(mktemp -d)
-    # shellcheck disable=SC2064
-    trap "rm -rf '$work'" EXIT
-    say "installing uv …"
-    "$python" -Im venv "$work/venv"
-    pip "$work/venv" install uv
-    resolve() {
-        "$work/venv/bin/uv" pip compile --quiet --universal --python-version 3.9 \
-            --generate-hashes --no-header --no-emit-index-url --python "$work/venv/bin/python" \
-            pyproject.toml "$@"
-    }
+    trap 'rm -rf "$work"' EXIT
+    venv "$work/uv" .ci/requirements.lock uv
+    export UV_CACHE_DIR=$work/cache
+}
+
+# resolve ARGUMENT …: the lock of what pyproject.toml asks for, for all Pythons at once.
+resolve() {
+    "$work/uv/bin/uv" pip compile --quiet --universal --python-version 3.9 \
+        --generate-hashes --no-header --no-emit-index-url --python "$work/uv/bin/python" "$@"
+}
+
+# Writes the locks. The uv of the one that there is resolves the next.
+lock() {
+    install_uv
     say "resolving …"
     {
         cat <<'EOF'
@@ -178,7 +184,7 @@ lock() {
 # zopfli comes twice since no one version has wheels for 3.9 and for 3.13; both compress to the same
 # bytes. (pip and setuptools, which shiv's metadata names, are not used: shiv installs nothing here.)
 EOF
-        resolve --group build --no-emit-package pip --no-emit-package setuptools
+        resolve pyproject.toml --group build --no-emit-package pip --no-emit-package setuptools
     } >"$work/requirements.lock"
     mv "$work/requirements.lock" requirements.lock
     {
@@ -186,9 +192,24 @@ EOF
 # The tools that test tattle, with the very run-time packages of ../requirements.lock.
 # Written by `./build.sh lock` from pyproject.toml; review the difference before you commit it.
 EOF
-        resolve --group test --constraint requirements.lock
+        resolve pyproject.toml --group test --constraint requirements.lock
     } >"$work/tests.lock"
     mv "$work/tests.lock" tests/requirements.lock
+    {
+        cat <<'EOF'
+# What resolves the locks, this one too.
+# Written by `./build.sh lock` from pyproject.toml; review the difference before you commit it.
+EOF
+        resolve --group lock
+    } >"$work/ci.lock"
+    mv "$work/ci.lock" .ci/requirements.lock
+}
+
+# Looks up what dist/tattle is made of, and what makes it, among the known vulnerabilities.
+audit() {
+    install_uv
+    "$work/uv/bin/uv" tool run "$PIP_AUDIT" --strict --require-hashes --disable-pip \
+        --requirement requirements.lock
 }
 
 # run_python ARGUMENT …: runs a program of the tests.
@@ -207,6 +228,7 @@ bench) run_python -m bench "$@" ;;
 distros) run_python distros "$@" ;;
 coverage) run_python cover.py "$@" ;;
 lock) lock ;;
+audit) audit ;;
 help | -h | --help) usage ;;
 test)
     prepare
