@@ -8,8 +8,19 @@ from typing import Any, NamedTuple
 from standins.instance import TATTLE, Instance
 
 IDS = [
-    *("versions", "user", "pam", "environment", "sshd", "selinux", "disk", "spool", "delivery"),
-    *("rejected", "configuration", "identity", "role", "name", "endpoint", "clock", "bus", "send"),
+    *("versions", "user", "pam", "environment", "sshd", "selinux", "witness", "disk", "spool"),
+    *(
+        "delivery",
+        "rejected",
+        "configuration",
+        "identity",
+        "role",
+        "name",
+        "endpoint",
+        "clock",
+        "bus",
+        "send",
+    ),
 ]
 STATUSES = {"error": 1, "warning": 2, "ok": 0, "skipped": 0}  # the worst one's is check's
 

@@ -88,7 +88,7 @@ def test_where_all_is_well_there_is_a_line_for_each_thing_and_the_status_is_0(
     done = box.run([TATTLE, "check"])
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
-    assert last == "0 errors, 0 warnings, 17 ok, 1 skipped"
+    assert last == "0 errors, 0 warnings, 18 ok, 1 skipped"
     assert lines.pop() == "- send: only with --send"
     assert all(line.startswith("✓ ") for line in lines), done.stdout
     found = {line[2:].partition(": ")[0]: line.partition(": ")[2] for line in lines}

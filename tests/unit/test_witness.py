@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -12,8 +13,10 @@ import pytest
 from tattle.delivery import look, witness
 from tattle.delivery.witness import Clocks, LogindSession, opened_record, parsed, silenced
 from tattle.event.fields import session_id
+from tattle.event.pamd import Stack
 from tattle.login.pam import is_whole, parse
 from tattle.login.spool import Spool
+from tattle.shell import check_witness
 
 BOOT = "6c2f1d9e-5f0e-4d3b-9a51-3d9f9d2f7a10"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -149,6 +152,44 @@ def asked(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     monkeypatch.setattr(witness, "SECONDS", 0.5)
     sessions = witness.logind_sessions()
     return None if sessions is None else [session.id for session in sessions]
+
+
+PAM = "session optional pam_systemd.so\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "stack", "severity", "text"),
+    [
+        ("exit 0", PAM, "ok", "logind knows of 0 sessions"),
+        ("exit 0", "session required pam_unix.so\n", "warning", "no line runs pam_systemd.so"),
+        ("sleep 60", PAM, "warning", "does not answer"),
+        ("", PAM, "warning", "is missing"),
+        (None, PAM, "ok", "there is no systemd-logind"),
+    ],
+    ids=["both", "not registered", "no answer", "no loginctl", "no logind"],
+)
+def test_check_says_which_witness_there_is(
+    script: str | None,
+    stack: str,
+    severity: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "etc/pam.d").mkdir(parents=True)
+    (tmp_path / "etc/pam.d/sshd").write_text(stack)
+    monkeypatch.setattr(check_witness, "services", lambda: ["sshd"])
+    monkeypatch.setattr(check_witness, "pam_file", lambda service: service)
+    monkeypatch.setattr(check_witness, "Stack", functools.partial(Stack, root=str(tmp_path)))
+    asked(script or "", tmp_path, monkeypatch)
+    if script is None:
+        monkeypatch.setattr(witness, "LOGIND", "/nonexistent")
+    if not script:
+        (tmp_path / "loginctl").unlink()
+    (finding,) = check_witness.probe()
+    assert finding.severity == severity
+    assert text in finding.message
+    assert bool(finding.advice) == (severity != "ok")
 
 
 def test_the_sessions_are_looked_at_once_a_minute(

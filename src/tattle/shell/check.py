@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from tattle.errors import TattleError
 from tattle.event.config import Config, load
-from tattle.shell import check_aws, check_pam, check_spool, check_sshd, selinux
+from tattle.shell import check_aws, check_pam, check_spool, check_sshd, check_witness, selinux
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding
 from tattle.shell.report import report
 from tattle.shell.version import version
@@ -30,6 +30,7 @@ IDS = {
     "pam": ("pam", "environment"),
     "sshd": ("sshd",),
     "selinux": ("selinux",),
+    "witness": ("witness",),
     "spool": ("disk", "spool", "delivery", "rejected"),
     "configuration": ("configuration",),
     "identity": ("identity",),
@@ -61,6 +62,7 @@ def findings(sending: bool) -> list[Finding]:
         "pam": lambda: check_pam.pam(config),
         "sshd": check_sshd.sshd,
         "selinux": selinux.probe,
+        "witness": check_witness.probe,
         "spool": check_spool.spool,
         "configuration": check_aws.configuration,
         "identity": lambda: check_aws.identity(config),

@@ -1,0 +1,48 @@
+"""The probe of the witnesses: who tells of a session where its hook could not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from tattle.delivery import witness
+from tattle.event.pamd import FOLDERS, Stack, services
+from tattle.shell.check_pam import KEEPS_CALLERS_UID, pam_file
+from tattle.shell.finding import OK, WARNING, Finding
+
+ENDS = "a session that PAM does not close is closed when its process is gone"
+REGISTERS = "pam_systemd.so"
+
+
+def probe() -> Iterator[Finding]:
+    """Say which witness this host has beside PAM, and why not both."""
+    if not os.path.isdir(witness.LOGIND):
+        message = f"{ENDS}; there is no systemd-logind to tell of one that PAM does not open"
+        yield Finding("witness", OK, message)
+        return
+    if not os.access(witness.LOGINCTL, os.X_OK):
+        message = f"{witness.LOGINCTL} is missing: logind can't be asked for sessions"
+        yield Finding("witness", WARNING, message, "install it: it belongs to systemd")
+        return
+    sessions = witness.logind_sessions()
+    if sessions is None:
+        message = f"logind does not answer within {witness.SECONDS:.0f} s"
+        advice = "sudo systemctl restart systemd-logind && loginctl list-sessions"
+        yield Finding("witness", WARNING, message, advice)
+        return
+    unknown = [service for service in services() if not is_registered(service)]
+    for service in unknown:
+        message = f"no line runs {REGISTERS}, so that logind does not know of its sessions"
+        line = f"session    optional     {REGISTERS}"
+        advice = f"with it installed: echo '{line}' | sudo tee -a {FOLDERS[0]}/{service}"
+        yield Finding("witness", WARNING, message, advice, service)
+    if not unknown:
+        people = sum(session.kind in witness.CLASSES for session in sessions)
+        yield Finding("witness", OK, f"logind knows of {people} sessions; {ENDS}")
+
+
+def is_registered(service: str) -> bool:
+    """Tell whether logind knows of a service's sessions. Those of su and sudo lie in others."""
+    if service in KEEPS_CALLERS_UID or not pam_file(service):
+        return True
+    return any(line.kind == "session" and line.module == REGISTERS for line in Stack(service).lines)
