@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tattle.delivery import look, witness
+from tattle.delivery import ledger, look, witness
+from tattle.delivery.ledger import OPEN, Machine
 from tattle.delivery.witness import Clocks, LogindSession, opened_record, parsed, silenced
 from tattle.event.fields import session_id
 from tattle.event.pamd import Stack
@@ -209,6 +210,38 @@ def test_the_sessions_are_looked_at_once_a_minute(
     os.utime(tmp_path / "spool" / look.LOOKED, (0, time.time() - 61))
     look.look([spool])
     assert len(looks) == 2
+
+
+@pytest.mark.parametrize("place", ["", ".", "rejected", OPEN])
+def test_what_is_reported_already_is_not_reported_again(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(str(tmp_path / "spool"))
+    ledger.begin(spool)
+    monkeypatch.setattr(witness, "logind_sessions", lambda: [session(began=time.monotonic() - 99)])
+    monkeypatch.setattr(look, "start_of", lambda pid: "0")
+    monkeypatch.setattr(look, "reported_since", lambda began, service: 0.0)
+    name = f"{BOOT}.{LEADER}.0"
+    if place:
+        record = (
+            f"PAM_USER=u\0PAM_TYPE=open_session\0TATTLE_PARENT={LEADER}\0TATTLE_PARENT_START=0\0"
+        )
+        file = tmp_path / "spool" / place / (name if place == OPEN else f"{0:020}-1")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{record}TATTLE_PARENT_START=0\0TATTLE_BOOT={BOOT}\0")
+    assert look.report_silenced([spool], Machine(BOOT, "")) == (0 if place else 1)
+    assert look.report_silenced([spool], Machine(BOOT, "")) == 0
+
+
+def test_hooks_report_since_the_ledger_began_and_the_stack_last_changed(tmp_path: Path) -> None:
+    (tmp_path / "etc/pam.d").mkdir(parents=True)
+    (tmp_path / "etc/pam.d/sshd").write_text("session optional pam_exec.so /usr/local/bin/tattle\n")
+    since = functools.partial(look.reported_since, root=str(tmp_path))
+    changed = (tmp_path / "etc/pam.d/sshd").stat().st_ctime
+    assert since(0.0, "sshd") == changed
+    assert since(changed + 9, "sshd") == changed + 9
+    assert since(0.0, "login") == math.inf, "its stack does not run tattle"
+    assert since(0.0, "../sshd") == math.inf
 
 
 def test_a_process_is_what_it_was_started_as() -> None:

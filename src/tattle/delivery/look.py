@@ -119,7 +119,7 @@ def report_silenced(spools: Sequence[Spool], machine: Machine) -> int:
     return len(found)
 
 
-def reported_since(began: float, service: str) -> float:
+def reported_since(began: float, service: str, root: str = "") -> float:
     """Return the seconds since the epoch from which on hooks report a service's sessions.
 
     Not before the ledger began, nor before the last change of what its stack is made of; math.inf
@@ -128,10 +128,10 @@ def reported_since(began: float, service: str) -> float:
     if not re.fullmatch(r"[\w-]+", service):
         return math.inf
     try:
-        stack = Stack(service)
+        stack = Stack(service, root)
         if not any(line.kind == "session" for line, _ in stack.hooks()):
             return math.inf
-        paths = [*stack.files, *map(os.path.dirname, stack.files)]
+        paths = [root + path for file in stack.files for path in (file, os.path.dirname(file))]
         return max(began, *(os.stat(path).st_ctime for path in paths if os.path.exists(path)))
     except OSError:
         return math.inf

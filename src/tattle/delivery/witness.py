@@ -18,7 +18,6 @@ LOGINCTL = "/usr/bin/loginctl"
 LOGIND = "/run/systemd/sessions"  # is there where a logind runs
 SECONDS = 3.0  # for all that is asked of logind in one look: it takes some 15 ms
 MOST_CALLS = 20  # in one look: each session that ends while we ask costs one
-MOST_BYTES = 8 * 1024**2  # of an answer: 20,000 sessions
 MATURE_SECONDS = 60.0  # within which a hook has long reported its session
 # For a person. Others are of services: `manager` (systemd --user), `background` (cron), `greeter`.
 # org.freedesktop.login1(5), "Class"; root's is user-early since systemd 256.
@@ -194,10 +193,7 @@ def loginctl(arguments: list[str], deadline: float) -> Printed | None:
         os.close(writer)
     text, ended = b"", False
     try:
-        while (
-            len(text) < MOST_BYTES
-            and select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]
-        ):
+        while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             part = os.read(reader, 65_536)
             if not part:
                 ended = True
