@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what the tests share
 
-from distros import bootstrap, facts, scenarios, systemd
+from distros import bootstrap, facts, scenarios, systemd, witnesses
 from standins.instance import SYSTEM_PYTHON, Instance
 from support import ARTIFACT, ROOT
 
@@ -25,6 +25,8 @@ CACHE = ROOT / ".distros"
 # Besides each release as it is: with another Python of its than the one that it calls python3.
 OTHER_PYTHONS = {"sid-python3.15": ("sid", "/usr/bin/python3.15")}
 COLUMNS = (*bootstrap.SUITES, *OTHER_PYTHONS)
+WITHOUT_SYSTEMD = {**scenarios.SCENARIOS, **witnesses.WITHOUT_SYSTEMD}
+WITH_SYSTEMD = {**systemd.SCENARIOS, **witnesses.WITH_SYSTEMD}
 GOOD, SKIPPED, BAD = "✓", "-", "✗"
 
 
@@ -64,7 +66,7 @@ def examine(name: str, only: list[str] | None) -> Column:
     try:
         root = bootstrap.root(suite, CACHE)
     except bootstrap.BootstrapError as error:
-        for scenario in (*scenarios.SCENARIOS, *systemd.SCENARIOS):
+        for scenario in (*WITHOUT_SYSTEMD, *WITH_SYSTEMD):
             column.results[scenario] = (SKIPPED, str(error), 0.0)
         return column
     column.bootstrap_seconds = time.monotonic() - began
@@ -78,11 +80,11 @@ def examine(name: str, only: list[str] | None) -> Column:
     with Instance(ARTIFACT, root=root) as box:
         furnish(box)
         column.facts = facts.of(box)
-        for scenario, run in chosen(scenarios.SCENARIOS, only):
+        for scenario, run in chosen(WITHOUT_SYSTEMD, only):
             with noted(column, scenario):
                 box.reset()
                 run(box)
-    of_systemd = [*chosen(systemd.SCENARIOS, only)]
+    of_systemd = [*chosen(WITH_SYSTEMD, only)]
     try:
         if of_systemd:
             with systemd.booted(ARTIFACT, root, furnish) as box:
@@ -141,7 +143,7 @@ def table(columns: list[Column]) -> str:
     ]
     rows += [
         [name, *(cell(column.results[name]) for column in columns)]
-        for name in (*scenarios.SCENARIOS, *systemd.SCENARIOS)
+        for name in (*WITHOUT_SYSTEMD, *WITH_SYSTEMD)
         if any(name in column.results for column in columns)
     ]
     rows.append(["all of it", *(f"{column.seconds:.0f} s" for column in columns)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,29 +96,26 @@ def test_what_could_be_no_file_has_no_name(part: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "boot", "closing", "gone"),
+    ("names", "boot", "gone"),
     [
-        ([name(42)], BOOT, [], []),
-        ([name(41)], BOOT, [], [name(41)]),
-        ([name(41)], BOOT, [name(41)], []),
-        ([name(42)], OTHER_BOOT, [], [name(42)]),
-        ([f"{BOOT}.42.999"], BOOT, [], [f"{BOOT}.42.999"]),
-        ([name(41)], "", [], []),
-        (["what.ever", BOOT, f"{BOOT}.x.1000"], BOOT, [], []),
-        ([name(43)], BOOT, [], []),
+        ([name(42)], BOOT, []),
+        ([name(41)], BOOT, [name(41)]),
+        ([name(42)], OTHER_BOOT, [name(42)]),
+        ([f"{BOOT}.42.999"], BOOT, [f"{BOOT}.42.999"]),
+        ([name(41)], "", []),
+        (["what.ever", BOOT, f"{BOOT}.x.1000"], BOOT, []),
+        ([name(43)], BOOT, []),
     ],
     ids=[
-        *("lives", "is gone", "is closing", "was in another run", "its id is another process's"),
+        *("lives", "is gone", "was in another run", "its id is another process's"),
         *("this run has no id", "no session's name", "can't be told"),
     ],
 )
-def test_a_session_has_ended_with_its_process(
-    names: list[str], boot: str, closing: list[str], gone: list[str]
-) -> None:
+def test_a_session_has_ended_with_its_process(names: list[str], boot: str, gone: list[str]) -> None:
     def start_of(pid: int) -> str | None:
         return None if pid == 43 else ALIVE.get(pid, "")
 
-    assert ended(names, boot, start_of, closing) == gone
+    assert ended(names, boot, start_of) == gone
 
 
 def test_the_ledgers_closed_is_the_session_s_but_an_event_of_its_own() -> None:
@@ -247,6 +245,19 @@ def test_a_ledger_remembers_when_it_began(spools: list[Spool]) -> None:
     assert began
     assert ledger.since(spools[0]) == began
     assert os.stat(f"{spools[0].path}/{OPEN}").st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "content", ["", "9" * 19], ids=["lost its bytes", "the clock was set back"]
+)
+def test_a_ledger_that_can_t_say_when_it_began_begins_anew(
+    content: str, spools: list[Spool]
+) -> None:
+    ledger.begin(spools[0])
+    Path(spools[0].path, OPEN, ".since").write_text(content)
+    before = time.time()
+    ledger.begin(spools[0])
+    assert before <= (ledger.since(spools[0]) or 0) <= time.time()
 
 
 def test_systemd_s_own_sessions_which_another_process_closes_are_left_alone(

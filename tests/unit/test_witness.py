@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tattle.delivery import ledger, look, witness
-from tattle.delivery.ledger import OPEN, Machine
+from tattle.delivery.ledger import Machine
+from tattle.delivery.records import OPEN
 from tattle.delivery.witness import Clocks, LogindSession, opened_record, parsed, silenced
 from tattle.event.fields import session_id
 from tattle.event.pamd import Stack

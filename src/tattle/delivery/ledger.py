@@ -10,6 +10,7 @@ No login waits for any of this.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -48,9 +49,9 @@ class Sent(NamedTuple):
 
 
 def begin(spool: Spool) -> None:
-    """Begin a ledger, if there is none. Raises OSError."""
+    """Begin a ledger, if there is none, or the clock has been set back since. Raises OSError."""
     path = f"{OPEN}/{SINCE}"
-    if spool.holds(path):
+    if (since(spool) or math.inf) <= time.time():
         return
     with contextlib.suppress(FileExistsError):
         os.mkdir(OPEN, 0o700, dir_fd=spool.fd)
@@ -108,10 +109,8 @@ def put_away(spools: Sequence[Spool], sent: Sequence[Sent]) -> None:
         _sync(spool, ".")
 
 
-def ended(
-    open_names: Iterable[str], boot: str, start_of: StartOf, closing: Iterable[str] = ()
-) -> list[str]:
-    """Return the names of those sessions whose process is gone, and of which no `closed` waits.
+def ended(open_names: Iterable[str], boot: str, start_of: StartOf) -> list[str]:
+    """Return the names of those sessions whose process is gone.
 
     boot is this machine's boot id: if that is not known, nothing is.
     """
@@ -119,7 +118,7 @@ def ended(
     for name in open_names if boot else ():
         boot_then, _, process = name.partition(".")
         pid, _, start = process.partition(".")
-        if pid.isdecimal() and start.isdecimal() and name not in closing:
+        if pid.isdecimal() and start.isdecimal():
             now = start_of(int(pid)) if boot_then == boot else ""
             if now is not None and now != start:
                 gone.append(name)
