@@ -96,7 +96,7 @@ def follow_advice(box: Instance, but_for: str = "") -> list[Finding]:
 def add_line(box: Instance, service: str) -> None:
     """Put the PAM line at the end of a service's file, as README.md says for sudo."""
     box.write(f"/etc/pam.d/{service}", box.read(f"/etc/pam.d/{service}"))  # for the reset
-    line = f"session    optional     pam_exec.so seteuid {TATTLE}"
+    line = f"session    [success=ok default=die] pam_exec.so seteuid {TATTLE}"
     succeeds(box.run(["sh", "-c", f"echo '{line}' >>/etc/pam.d/{service}"]))
 
 

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.root
 CONF = "/etc/tattle.conf"
 PAM = "/etc/pam.d/sshd"
 LINE = f"session optional pam_exec.so {TATTLE}"
+REFUSING = LINE.replace("optional", "[success=ok default=die]")
 LINES = readme.text("the-pam-lines")
 ARN = "arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"
 COMMANDS = (  # what an advice may begin with
@@ -128,8 +129,8 @@ PAM_FAULTS = {  # each in the stack of a service of its own, and what is said of
     "owned": (runs("/usr/local/bin/tattle-owned"), "tattle-owned belongs to or can be written"),
     "folder": (runs("/etc/open/tattle"), "/etc/open belongs to or can be written"),
     "twice": (f"{LINE}\n{LINE}\n", "more than once, .*: /etc/pam.d/twice:1, /etc/pam.d/twice:2"),
-    "su": (f"{PERMIT}{LINE}\n", "/etc/pam.d/su:2 has no seteuid"),
-    "sudo": (f"{PERMIT}{LINE}\n", "/etc/pam.d/sudo:2 has no seteuid"),
+    "su": (f"{PERMIT}{REFUSING}\n", "/etc/pam.d/su:2 has no seteuid"),
+    "sudo": (f"{PERMIT}{REFUSING}\n", "/etc/pam.d/sudo:2 has no seteuid"),
 }
 
 
@@ -197,7 +198,7 @@ class TestPam:
     ) -> None:
         """As of util-linux 2.42 and Debian's sudo: neither includes anything of the other's."""
         for service in ("su", "su-l", "sudo", "sudo-i"):
-            line = f"session optional pam_exec.so seteuid {TATTLE}\n"
+            line = REFUSING.replace("exec.so", "exec.so seteuid") + "\n"
             box.write(f"/etc/pam.d/{service}", PERMIT + (line if service in (su, sudo) else ""))
         found = check(box)
         warnings = [finding for finding in found if finding.severity == "warning"]
@@ -205,6 +206,19 @@ class TestPam:
         others = {"su", "su-l", "sudo", "sudo-i"} - {su, sudo}
         assert {finding.name for finding in warnings} == {f"pam {other}" for other in others}
         is_fixed(box, *warnings)
+
+    @pytest.mark.parametrize(
+        "control", ["optional", "[success=ok module_unknown=die default=ignore]", "sufficient"]
+    )
+    def test_a_line_for_sudo_that_lets_go_who_has_the_hook_killed(
+        self, control: str, box: Instance
+    ) -> None:
+        line = LINE.replace("optional", control).replace("exec.so", "exec.so seteuid")
+        box.write("/etc/pam.d/doas", f"{PERMIT}{line}\n")
+        finding = the_fault(box)
+        assert (finding.name, finding.severity) == ("pam doas", "warning")
+        is_fixed(box, finding)
+        assert REFUSING.replace("exec.so", "exec.so seteuid") in box.read("/etc/pam.d/doas")
 
 
 BEFORE_WAIT = readme.text("lines-before-wait")

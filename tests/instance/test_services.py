@@ -43,8 +43,9 @@ def box(instance: Instance) -> Instance:
     for service in ("sudo", "su", "login"):
         if instance.path(f"/etc/pam.d/{service}").exists():
             stock = instance.read(f"/etc/pam.d/{service}")
-            options = "" if service == "login" else "seteuid "
-            line = f"session    optional     pam_exec.so {options}{TATTLE}\n"
+            line = f"session    optional     pam_exec.so {TATTLE}\n"
+            if service != "login":
+                line = f"session    [success=ok default=die] pam_exec.so seteuid {TATTLE}\n"
             instance.write(f"/etc/pam.d/{service}", stock + line)
     instance.write("/etc/sudoers.d/ubuntu", "ubuntu ALL=(ALL) NOPASSWD: ALL\n", 0o440)
     shadow = instance.read("/etc/shadow").replace("alice:*:", f"alice:{HASH}:")

@@ -6,13 +6,17 @@ under the limits that a caller chose, and a process can be stopped by whose real
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+import readme_blocks as readme
 from standins.instance import TATTLE, Instance
-from support import eventually, find_pythons, need_root, repacked
+from support import eventually, find_pythons, need, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -33,12 +37,13 @@ account  required   pam_permit.so
 session  required   pam_permit.so
 """
 HOOK = f"session optional pam_exec.so {TATTLE}\n"
-# set_all: the limits of process 1. module_unknown: where a limit leaves no room for the module, PAM
+# set_all: the limits of process 1. default=die: where a limit leaves no room for the module, PAM
 # would go on without it.
-LINES_FOR_SU = f"""\
-session  required   pam_limits.so set_all
-session  [success=ok module_unknown=die default=ignore] pam_exec.so seteuid {TATTLE}
-"""
+LINES_FOR_SU = readme.text("pam-lines-su")
+MEMORY = (  # a cgroup's limit where the machine has version 1, and where it has version 2
+    Path("/sys/fs/cgroup/memory/tattle-test/memory.limit_in_bytes"),
+    Path("/sys/fs/cgroup/tattle-test/memory.max"),
+)
 # One hook for each limit (kB) about which Python starts and then runs out of memory. Some Pythons
 # spin at some of them, by themselves.
 SWEEP = f"""
@@ -103,6 +108,50 @@ def test_whatever_limits_the_caller_has_su_is_refused_or_reported(box: Instance)
                 assert reported == (0 if done.returncode else 2), (limit, kilobytes, done)
     # What is refused does not get as far as PAM, or has no room for PAM's modules.
     assert all(limit == "-v" and kilobytes < 6000 for limit, kilobytes in refused)
+
+
+@contextmanager
+def limited_memory() -> Iterator[Path]:
+    """A cgroup of the machine's while entered; the file that limits its memory."""
+    limit = MEMORY[0] if MEMORY[0].parents[1].is_dir() else MEMORY[1]
+    folder = limit.parent.with_name(f"tattle-{os.getpid()}")
+    with suppress(OSError):
+        folder.mkdir()
+    try:
+        need((folder / limit.name).exists(), "needs a cgroup with the memory controller")
+        yield folder / limit.name
+    finally:
+        eventually(lambda: not (folder / "cgroup.procs").read_text())
+        folder.rmdir()
+
+
+@pytest.mark.parametrize("control", ["optional", "[success=ok default=die]"])
+@pytest.mark.parametrize(
+    ("service", "lines", "command"),
+    [
+        ("su", "pam-lines-su", "su ubuntu -c 'echo in'"),
+        ("sudo", "pam-line-sudo", "sudo -u ubuntu echo in"),
+    ],
+)
+def test_a_hook_that_its_callers_cgroup_kills_lets_nobody_in_by_readmes_line(
+    box: Instance, service: str, lines: str, command: str, control: str
+) -> None:
+    """As `systemd-run --user --scope -p MemoryMax=3M su ubuntu` does it."""
+    need_root("sudo")
+    (line,) = re.findall(r"session +\S.*pam_exec.*tattle(?=['\n])", readme.text(lines))
+    assert " [success=ok default=die] " in line
+    line = line.replace("[success=ok default=die]", control)
+    box.write(f"/etc/pam.d/{service}", f"{STACK}{line}\n")
+    box.write("/etc/sudoers.d/alice", "alice ALL=(ALL) NOPASSWD: ALL\n", 0o440)
+    as_alice = "setpriv --reuid=alice --regid=alice --init-groups"
+    with limited_memory() as limit, box.locked():
+        for megabytes, can_run in ((3, False), (300, True)):
+            limit.write_text(f"{megabytes}M")
+            before = len(box.spool())
+            script = f"echo 0 >{limit.parent}/cgroup.procs; exec {as_alice} {command}"
+            done = box.run(["/bin/sh", "-c", script], timeout=SECONDS)
+            assert (done.stdout == "in\n") == (can_run or control == "optional"), done
+            assert len(box.spool()) - before == (2 if can_run else 0), done
 
 
 @pytest.mark.parametrize(("option", "can"), [("", True), ("seteuid", False)])

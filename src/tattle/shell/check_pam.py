@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import filecmp
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ KEEPS_CALLERS_UID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
 # A login variant is a PAM service of its own, and may include nothing of the other's.
 VARIANTS = {"su": "su", "su-l": "su -", "sudo": "sudo", "sudo-i": "sudo -i"}
 PAIRS = (("su", "su-l"), ("su-l", "su"), ("sudo", "sudo-i"), ("sudo-i", "sudo"))
+REFUSES = "[success=ok default=die]"  # no session opens whose hook fails or is killed
 # By this file pam_env takes the user's key out of the environment: see recipes/pam.
 ENVIRONMENT = "/etc/tattle-env.conf"
 UNSET = f"{KEY_VARIABLE} DEFAULT= OVERRIDE="
@@ -82,10 +84,11 @@ def add_line(service: str) -> str:
     own = f"{FOLDERS[0]}/{service}"
     copied = "" if file == own else f"sudo cp {file} {own} && "  # the vendor's would be hidden
     tattle = os.path.realpath(sys.argv[0])
-    options = "seteuid " if service in KEEPS_CALLERS_UID else ""
-    lines = [f"session    optional     pam_exec.so {options}{tattle}"]
+    lines = [f"session    optional     pam_exec.so {tattle}"]
     if service == sshd_service():
         copied, lines = f"{write_environment()} && {copied}", lines_for(tattle)
+    elif service in KEEPS_CALLERS_UID:
+        lines = [f"session    {REFUSES} pam_exec.so seteuid {tattle}"]
     first = [] if Path(file).read_bytes().endswith(b"\n") else [""]  # ends the last line
     text = NEWLINE.join([*first, *lines, ""])
     say = f"printf '{text}'" if text.count(NEWLINE) > 1 else f"echo '{lines[0]}'"
@@ -177,6 +180,11 @@ def logins(service: str, stack: Stack) -> Iterator[Finding]:
             f"{where(lines[0])}: a login with a key or certificate over 128 KiB is not reported"
         )
         yield Finding("pam", ERROR, message, with_large_keys(stack, *stack.hooks()[0]), service)
+    elif service in KEEPS_CALLERS_UID and login(stack, lambda hook: True).opens:
+        message = f"{places}: its caller can open a session unreported by having the hook killed"
+        control = re.sub(r"([][/.*])", r"\\\1", lines[0].control)
+        advice = edit(lines[0], f"s/{control}/{REFUSES}/")
+        yield Finding("pam", WARNING, message, advice, service)
 
 
 def one_line_changed(service: str, stack: Stack) -> str:
