@@ -13,7 +13,8 @@ from typing import Any
 
 from findings import Finding, check
 from standins.eventbridge import Entry
-from standins.instance import REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+from standins.instance import PAM_ENVIRONMENT, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
+from standins.large_keys import LargeKey, certificate, security_key
 from support import eventually
 
 PASSWORD = "pw"
@@ -36,7 +37,9 @@ class Skipped(Exception):  # noqa: N818
 
 
 def prepare(box: Instance) -> None:
-    """What every scenario starts from: a user with a password who may use sudo."""
+    """What every scenario starts from: sshd's lines as README.md has them added, and a user with a
+    password who may use sudo."""
+    add_sshds_lines(box)
     box.run(["chpasswd"], input=f"alice:{PASSWORD}\n", check=True)
     box.write("/etc/sudoers.d/ubuntu", "ubuntu ALL=(ALL) NOPASSWD: ALL\n", 0o440)
     box.write(ASKPASS, f"#!/bin/sh\necho {PASSWORD}\n", 0o700)
@@ -98,6 +101,12 @@ def add_line(box: Instance, service: str) -> None:
     box.write(f"/etc/pam.d/{service}", box.read(f"/etc/pam.d/{service}"))  # for the reset
     line = f"session    [success=ok default=die] pam_exec.so seteuid {TATTLE}"
     succeeds(box.run(["sh", "-c", f"echo '{line}' >>/etc/pam.d/{service}"]))
+
+
+def add_sshds_lines(box: Instance, user_readenv: bool = True) -> None:
+    box.configure_pam(user_readenv=user_readenv)
+    box.write(PAM_ENVIRONMENT, "")
+    succeeds(box.run(["sh", "-c", f"{TATTLE} recipe pam | sh"]))
 
 
 def with_password(box: Instance, method: str, *command: str) -> str:
@@ -193,7 +202,7 @@ def keyboard_interactive(box: Instance) -> None:
 
 def believe_sshd(box: Instance) -> None:
     """Have a PAM stack in which no user has a say, and which is older than what follows."""
-    box.configure_pam(user_readenv=False)
+    add_sshds_lines(box, user_readenv=False)
     time.sleep(0.1)
 
 
@@ -254,6 +263,16 @@ def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
     fingerprint = ssh_keygen(box, "-lf", public).split()[1]
     right = opened["key_fingerprint"] == fingerprint
     return [] if right else [f"key_fingerprint of {kind} is not ssh-keygen -lf's"]
+
+
+def large_key(box: Instance, key: LargeKey) -> None:
+    """What is larger than execve(2) takes is reported once, too, and known as little as need be."""
+    believe_sshd(box)
+    configure_fields(box, "username remote_host session auth_method")
+    with key(box, "alice") as options:
+        assert succeeds(box.ssh("alice", "echo", "hello", options=options)) == "hello\n"
+    for entry in pair(box):
+        assert (entry.detail["username"], entry.detail["auth_method"]) == ("alice", None)
 
 
 def ssh_keygen(box: Instance, *arguments: str) -> str:
@@ -363,6 +382,8 @@ SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "password": password,
     "kbd-int": keyboard_interactive,
     "fields": fields,
+    "certificate": lambda box: large_key(box, certificate),
+    "sk key": lambda box: large_key(box, security_key),
     "sudo": lambda box: session_of(box, "sudo", "sudo", ["sudo", "true"], "root"),
     "sudo -i": lambda box: session_of(box, "sudo", "sudo-i", ["sudo", "-i", "true"], "root"),
     "su": lambda box: session_of(box, "su", "su", ["su", "alice", "-c", "true"], "alice"),
