@@ -312,20 +312,25 @@ class TestTheUsersEnvironment:
         assert box.ssh("ubuntu", "echo $X").stdout == "\n"
 
     @pytest.mark.parametrize("profile", ["sssd", "custom/ours"])
+    @pytest.mark.parametrize(
+        ("line", "name"),
+        [("auth required pam_env.so user_readenv=1", "environment"), (LINE, "pam")],
+    )
     def test_what_authselect_writes_is_changed_by_a_profile(
-        self, profile: str, box: Instance
+        self, profile: str, line: str, name: str, box: Instance
     ) -> None:
         """It writes /etc/authselect/password-auth, to which /etc/pam.d/password-auth is a link."""
-        hole = f"auth required pam_env.so user_readenv=1\n{PERMIT}"
         box.write("/usr/local/bin/authselect", AUTHSELECT, 0o755)
         box.write("/etc/authselect/authselect.conf", f"# a comment\n{profile}\nwith-sudo\n")
-        box.write("/etc/authselect/password-auth", hole)
-        box.write("/etc/authselect/custom/ours/password-auth", hole)
+        box.write("/etc/authselect/password-auth", f"{line}\n{PERMIT}")
+        box.write("/etc/authselect/custom/ours/password-auth", f"{line}\n{PERMIT}")
         link = box.path("/etc/pam.d") / "password-auth"
         link.symlink_to("/etc/authselect/password-auth")
-        box.write(PAM, f"auth include password-auth\n{box.read(PAM)}")
+        kind = line.partition(" ")[0]
+        stock = box.read(PAM).replace(LINES if line == LINE else "", "")
+        box.write(PAM, f"{kind} include password-auth\n{stock}")
         finding = the_fault(box)
-        assert finding.name == "environment sshd"
+        assert finding.name == f"{name} sshd"
         assert "authselect" in finding.advice
         is_fixed(box, finding)
         assert link.is_symlink()
@@ -401,6 +406,28 @@ def test_selinux_is_enforcing_and_the_labels_are_wrong(box: Instance) -> None:
     assert (finding.name, finding.severity) == ("selinux", "error")
     assert SPOOL in finding.message
     assert command(finding.advice).startswith("restorecon -Ri /var/spool/tattle")
+
+
+def test_selinux_keeps_a_confined_users_hook_from_reporting(box: Instance) -> None:
+    """What semanage login -a -s staff_u alice writes, and RHEL's order: pam_selinux, then ours."""
+    seusers = "root:unconfined_u:s0-s0:c0.c1023\n__default__:unconfined_u:s0-s0:c0.c1023\n"
+    box.write("/etc/selinux/config", "SELINUX=enforcing\nSELINUXTYPE=targeted\n")
+    box.write("/etc/selinux/targeted/seusers", seusers)
+    with mounted(box, "-t", "tmpfs", "tmpfs", on="/sys/fs"):
+        box.write("/sys/fs/selinux/enforce", "1")
+        box.write("/sys/fs/selinux/context", "")
+        assert "pam sshd" not in faults(check(box))
+        box.write("/etc/selinux/targeted/seusers", f"{seusers}alice:staff_u:s0-s0:c0.c1023\n")
+        finding = faults(check(box))["pam sshd"]
+        assert (finding.severity, finding.message[-10:]) == ("error", "ned: alice")
+        follow(box, finding)
+        assert "pam sshd" not in faults(check(box))
+    lines = box.read(PAM).splitlines(keepends=True)
+    (selinux,) = [n for n, line in enumerate(lines) if "pam_selinux.so open" in line]
+    assert LINES in "".join(lines[:selinux])
+    assert TATTLE not in "".join(lines[selinux:])
+    assert box.ssh("ubuntu", "true").returncode == 0
+    assert len(box.eventbridge.wait_for(2)) == 2
 
 
 def belongs_to_alice(box: Instance) -> None:

@@ -292,7 +292,7 @@ class TestPam:
         bare.write(PAM_FILE, stock + "\n".join(before))  # the last line may have no end
         (bare.path("/etc/pam.d") / "sshd").rename(bare.path("/etc/pam.d") / "elsewhere")
         (bare.path("/etc/pam.d") / "sshd").symlink_to("elsewhere")
-        (command,) = typed("pam")
+        command, _ = typed("pam")
         for changes in (True, False):
             script = command.replace("tattle", "/root/tattle").replace("sudo", "")
             done = bare.run(["/bin/sh", "-c", f"umask 077; {script}"])
@@ -303,6 +303,33 @@ class TestPam:
             assert environment.exists() == any(PAM_ENVIRONMENT in line for line in after)
             assert not environment.exists() or environment.stat().st_mode & 0o777 == 0o644
         assert (bare.path("/etc/pam.d") / "elsewhere").exists()
+
+    @pytest.mark.parametrize("stock", ["debian", "rhel9"])
+    @pytest.mark.parametrize("line", ["", PAM_LINE, WAITING.replace("optional", "required")])
+    def test_early_is_before_what_puts_a_session_into_its_slice_and_domain(
+        self, bare: Instance, stock: str, line: str
+    ) -> None:
+        etc = ROOT / "tests/unit/pam.d/rhel9/etc"
+        included, brings = "/etc/pam.d/common-session", "@include common-session\n"
+        if stock == "rhel9":
+            included, brings = (
+                "/etc/pam.d/password-auth",
+                "session    required     pam_selinux.so open",
+            )
+            text = (etc / "pam.d/sshd").read_text()
+            bare.write(PAM_FILE, text.replace(f"{PAM_LINE}\n", ""))
+            bare.write(included, (etc / "authselect/password-auth").read_text())
+        else:
+            bare.write(included, f"{bare.read(included)}session optional pam_systemd.so\n")
+        before, _, after = bare.read(PAM_FILE).partition(brings)
+        bare.write(PAM_FILE, f"{before}{brings}{after}{line}\n")
+        ours = f"{line}\n" if "required" in line else readme.text("the-pam-lines")
+        *_, command = typed("pam")
+        script = command.replace("tattle", "/root/tattle").replace("sudo", "")
+        for _ in range(2):
+            done = bare.run(["/bin/sh", "-c", script])
+            assert (done.returncode, done.stderr) == (0, "")
+            assert bare.read(PAM_FILE).rstrip() == f"{before}{ours}{brings}{after}".rstrip()
 
 
 class TestCloudInit:

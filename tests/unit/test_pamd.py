@@ -1,7 +1,8 @@
 """PAM's configuration is read as libpam reads it: libpam itself is asked about each case.
 
 Each folder in pam.d/ is a case: the root of a file system. In `rhel9` lie the stacks of RHEL 9 and
-its relatives, with authselect's links.
+its relatives, with authselect's links; in `al2023` Amazon Linux 2023's, which has no authselect:
+made of the files of Fedora's packages that it is built from, not seen on one.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import ctypes.util
 import itertools
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from support import need
-from tattle.event.dispatch import FAILURE, IGNORE, SUCCESS, dispatch
+from tattle.event.dispatch import FAILURE, IGNORE, SUCCESS, dispatch, login
 from tattle.event.pamd import Line, Stack, services
+from tattle.shell import check_pam
 
 CASES = Path(__file__).with_name("pam.d")
 SERVICES = [
@@ -43,6 +46,7 @@ SKIPPING = {  # the line that can keep the hook from running although the sessio
     "sufficient-in-a-substack": None,
     "sufficient-in-an-include": "inner:1",
 }
+OTHERS = ["rhel9", "al2023"]
 DISPATCH = ["four-lines", "jump-beyond-the-end", "reset-and-die"]
 TRACER = """\
 #!/bin/sh
@@ -192,7 +196,7 @@ def test_a_line_that_can_keep_the_hook_from_running_is_found(
     assert skipped == bool(skipping)
 
 
-@pytest.mark.parametrize("case", ["rhel9", *SKIPPING, *DISPATCH])
+@pytest.mark.parametrize("case", [*OTHERS, *SKIPPING, *DISPATCH])
 def test_which_lines_run_at_the_close_is_what_libpam_makes_of_the_opening(
     case: str, tmp_path: Path
 ) -> None:
@@ -264,7 +268,24 @@ def test_a_line_that_lets_users_set_variables_is_found_however_it_is_written(
 
 
 def test_each_case_is_looked_at() -> None:
-    assert {*SKIPPING, *DISPATCH, "rhel9"} == {case.name for case in CASES.iterdir()}
+    assert {*SKIPPING, *DISPATCH, *OTHERS} == {case.name for case in CASES.iterdir()}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_check_says_of_the_single_line_there_and_its_commands(
+    case: str, tmp_path: Path
+) -> None:
+    root = copied(case, tmp_path)
+    (finding,) = check_pam.logins("sshd", Stack("sshd", str(root)))
+    assert finding.severity == "error"
+    assert finding.message.startswith("/etc/pam.d/sshd:18: a login with a key or certificate over")
+    commands = finding.advice.replace("sudo ", "").replace(" /etc/", f" {root}/etc/")
+    subprocess.run(["/bin/sh", "-euc", commands], check=True, stdout=subprocess.DEVNULL)
+    repaired = Stack("sshd", str(root))
+    assert [line.number for line, _ in repaired.hooks()] == [18, 20, 21]
+    assert [*check_pam.logins("sshd", repaired)] == []
+    for large_key in (False, True):
+        assert login(repaired, large_key=large_key).reported_once()
 
 
 class TestRhel9:

@@ -8,41 +8,28 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from tattle.errors import TattleError
 from tattle.event.config import PATH as CONFIG
 from tattle.event.config import Config
-from tattle.event.dispatch import KEY_VARIABLE, login, unset_by
+from tattle.event.dispatch import login, unset_by
 from tattle.event.pamd import FOLDERS, Line, Stack, services
 from tattle.shell.check_sshd import SSHD, sshd_service
 from tattle.shell.finding import ERROR, OK, WARNING, Finding
+from tattle.shell.pam_lines import (
+    KEEPS_CALLERS_UID,
+    REFUSES,
+    add_line,
+    edit,
+    pam_file,
+    with_large_keys,
+)
+from tattle.shell.selinux import confined_logins, mode
 from tattle.trust import trusted
 
-AUTHSELECT = "/etc/authselect"
-# The real user id of what these run is their caller's, who may then stop or kill it.
-KEEPS_CALLERS_UID = ("su", "su-l", "sudo", "sudo-i", "doas", "polkit-1")
 # A login variant is a PAM service of its own, and may include nothing of the other's.
 VARIANTS = {"su": "su", "su-l": "su -", "sudo": "sudo", "sudo-i": "sudo -i"}
 PAIRS = (("su", "su-l"), ("su-l", "su"), ("sudo", "sudo-i"), ("sudo-i", "sudo"))
-REFUSES = "[success=ok default=die]"  # no session opens whose hook fails or is killed
-# By this file pam_env takes the user's key out of the environment: see recipes/pam.
-ENVIRONMENT = "/etc/tattle-env.conf"
-UNSET = f"{KEY_VARIABLE} DEFAULT= OVERRIDE="
-PAM_ENV = f"session    optional     pam_env.so conffile={ENVIRONMENT} readenv=0"
-# Before a line with options: tries whether a command line as long can be run.
-NEWLINE = r"\n"  # as sed and printf write it
-PROBE = "session    [success=1 default=ignore] pam_exec.so type=open_session /bin/true"
-
-
-def lines_for(tattle: str) -> list[str]:
-    """Return the lines for sshd that run tattle, without options."""
-    return [
-        f"session    [success=2 default=ignore] pam_exec.so type=open_session {tattle}",
-        PAM_ENV,
-        f"session    optional     pam_exec.so type=open_session {tattle}",
-        f"session    optional     pam_exec.so type=close_session {tattle}",
-    ]
 
 
 def pam(config: Config) -> Iterator[Finding]:
@@ -62,12 +49,6 @@ def pam(config: Config) -> Iterator[Finding]:
             yield Finding("pam", WARNING, message, add_line(other), other)
 
 
-def pam_file(service: str) -> str | None:
-    """Return the path of a service's file, if there is one."""
-    paths = [f"{folder}/{service}" for folder in FOLDERS]
-    return next(filter(os.path.exists, paths), None)
-
-
 def missing_line(service: str, config: Config) -> tuple[str, str]:
     """Return message and advice for a service that does not run tattle."""
     if pam_file(service):
@@ -76,28 +57,6 @@ def missing_line(service: str, config: Config) -> tuple[str, str]:
     if service in config.services:
         return message, f"is [service {service}] in {CONFIG} the name of a file in {FOLDERS[0]}?"
     return message, "install an SSH server, or see for other services: tattle recipe pam"
-
-
-def add_line(service: str) -> str:
-    """Return the command that adds our lines to a service's file."""
-    file = pam_file(service) or ""
-    own = f"{FOLDERS[0]}/{service}"
-    copied = "" if file == own else f"sudo cp {file} {own} && "  # the vendor's would be hidden
-    tattle = os.path.realpath(sys.argv[0])
-    lines = [f"session    optional     pam_exec.so {tattle}"]
-    if service == sshd_service():
-        copied, lines = f"{write_environment()} && {copied}", lines_for(tattle)
-    elif service in KEEPS_CALLERS_UID:
-        lines = [f"session    {REFUSES} pam_exec.so seteuid {tattle}"]
-    first = [] if Path(file).read_bytes().endswith(b"\n") else [""]  # ends the last line
-    text = NEWLINE.join([*first, *lines, ""])
-    say = f"printf '{text}'" if text.count(NEWLINE) > 1 else f"echo '{lines[0]}'"
-    return f"{copied}{say} | sudo tee -a {own}"
-
-
-def write_environment() -> str:
-    """Return the command that writes the file for pam_env."""
-    return f"echo '{UNSET}' | sudo tee {ENVIRONMENT}"
 
 
 def hooks(service: str, stack: Stack) -> Iterator[Finding]:
@@ -116,7 +75,7 @@ def hooks(service: str, stack: Stack) -> Iterator[Finding]:
             trusted(path)  # as what is in there comes into every later line's environment
         except TattleError as error:
             found.append(Finding("pam", ERROR, str(error), error.advice, service))
-    found = found or [*logins(service, stack)]
+    found = found or [*logins(service, stack), *confined(service, stack)]
     told = ", ".join(f"{places}: {path}" for path, places in paths.items())
     yield from found or [Finding("pam", OK, told, service=service)]
 
@@ -187,6 +146,29 @@ def logins(service: str, stack: Stack) -> Iterator[Finding]:
         yield Finding("pam", WARNING, message, advice, service)
 
 
+def confined(service: str, stack: Stack) -> Iterator[Finding]:
+    """Say whether SELinux keeps the hook from reporting a confined user's login."""
+    names = confined_logins()
+    if mode() != "enforcing" or not names or service in KEEPS_CALLERS_UID:
+        return
+    session = [line for line in stack.lines if line.kind == "session"]
+    for line in session:
+        if line.module == "pam_selinux.so" and "close" not in line.arguments:
+            late = [
+                hook for hook in login(stack).opened if session.index(hook) > session.index(line)
+            ]
+            if late:
+                message = (
+                    f"{where(late[0])} comes after {where(line)}: it may not report logins whose"
+                    f" SELinux user is confined: {', '.join(names)}"
+                )
+                advice = f"move the lines in {late[0].file} in front of that one"
+                if service == "sshd":
+                    advice = "tattle recipe pam | sudo sh -s early"
+                yield Finding("pam", ERROR, message, advice, service)
+            return
+
+
 def one_line_changed(service: str, stack: Stack) -> str:
     """Return the command that changes one line so that each login is reported once."""
     lines = [line for line, _ in stack.hooks()]
@@ -201,17 +183,6 @@ def one_line_changed(service: str, stack: Stack) -> str:
     return f"take the lines in {lines[0].file} out, and then: tattle recipe pam | sudo sh"
 
 
-def with_large_keys(stack: Stack, line: Line, path: str) -> str:
-    """Return the commands by which logins with large keys are reported, too."""
-    if any(f"conffile={ENVIRONMENT}" in one.arguments for one in stack.lines):
-        return write_environment()
-    if line.arguments == [path]:
-        change = f"c {NEWLINE.join(lines_for(path))}"
-    else:  # it stays as it is, with its options
-        change = f"i {PROBE} {path}{NEWLINE}{PAM_ENV}"
-    return f"{write_environment()} && {edit(line, change)}"
-
-
 def environment(service: str, stack: Stack) -> Iterator[Finding]:
     """Say which lines let a user's own variables reach what PAM runs as root."""
     for line in stack.user_readenv():
@@ -224,25 +195,3 @@ def environment(service: str, stack: Stack) -> Iterator[Finding]:
     if not stack.user_readenv():
         message = "no user can put variables into the hook's environment"
         yield Finding("environment", OK, message, service=service)
-
-
-def edit(line: Line, expression: str) -> str:
-    """Return the command that changes a line; in a file that authselect writes, by a profile.
-
-    https://github.com/authselect/authselect/blob/master/src/man/authselect-profiles.5.adoc
-    """
-    file = os.path.realpath(line.file)  # sed -i would put a file in the place of a symbolic link
-    folder, name = os.path.split(file)
-    configuration = Path(AUTHSELECT, "authselect.conf")  # the profile's name, then its features
-    if folder != AUTHSELECT or not configuration.exists():
-        lines = str(line.number) if line.number == line.last else f"{line.number},{line.last}"
-        return f"sudo sed -i '{lines}{expression}' {file}"
-    words = configuration.read_text().split("\n")
-    profile, *features = [word for word in words if word and word[0] != "#"]
-    word = "tattle" if line.module == "pam_exec.so" else line.module
-    custom = profile if profile.startswith("custom/") else "custom/tattle"
-    change = f"sudo sed -i '/{word}/{expression}' {AUTHSELECT}/{custom}/{name}"
-    if custom == profile:
-        return f"{change} && sudo authselect apply-changes"
-    create = f"sudo authselect create-profile tattle --base-on={profile}"
-    return f"{create} && {change} && sudo authselect select {' '.join([custom, *features])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ TYPES = {  # as recipes/tattle.cil has them
     "/run/tattle-spool": "tattle_spool_t",
     "/run/tattle": "tattle_cache_t",
 }
+UNCONFINED = ("unconfined_u", "system_u")  # SELinux users
 RESTORE = (f"restorecon -Ri {' '.join(TYPES)}",)
 INSTALL = ("tattle recipe tattle.cil > tattle.cil", "semodule -i tattle.cil", *RESTORE)
 
@@ -56,6 +58,17 @@ def mode(selinux: Path = SELINUX) -> str:
         return "enforcing" if (selinux / "enforce").read_text() == "1" else "permissive"
     except OSError:
         return "absent"
+
+
+def confined_logins(etc: Path = Path("/etc/selinux")) -> list[str]:
+    """Return the logins, `__default__` too, whose users the policy confines: seusers(5)."""
+    try:
+        kind = re.search(r"(?m)^SELINUXTYPE=(\w+)", (etc / "config").read_text())
+        lines = (etc / kind[1] / "seusers").read_text().splitlines() if kind else []
+    except OSError:
+        return []
+    users = [line.split(":") for line in lines if line.count(":") >= 1 and line[0] != "#"]
+    return [words[0] for words in users if words[1] not in UNCONFINED]
 
 
 def module_loaded(selinux: Path = SELINUX) -> bool:
