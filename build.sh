@@ -14,7 +14,8 @@ Usage: ./build.sh [COMMAND]
   test                build, check style and types, run the tests
   test ARGUMENT …     build, and run some tests: names below tests/, such as unit, or pytest's options
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
-  bench [ROUNDS]      build, then measure, by root: README's figures and more, some five minutes
+  bench [ROUNDS]      build, then measure, by root: README's figures and more, some ten minutes;
+                      --beside FILE: and another build of tattle, in the same run
   distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock, tests/'s and .ci/'s anew, from pyproject.toml

@@ -1,20 +1,25 @@
-"""All measurements, as two tables: `./build.sh bench [ROUNDS]`, by root, some five minutes.
+"""All measurements, as tables, by root, some ten minutes.
 
 README.md quotes the machine and lines of the first table as they are printed.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from pathlib import Path
 
 from bench.tables import machine, markdown, tables
 from support import find_pythons
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    parser = argparse.ArgumentParser(prog="./build.sh bench", description=__doc__)
+    parser.add_argument("rounds", nargs="?", type=int, default=25)
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="another build of tattle")
+    asked = parser.parse_args()
     print(machine(), flush=True)
-    for table in tables(find_pythons(), rounds, seconds=60.0, records=10_000):
+    pythons = find_pythons()
+    for table in tables(pythons, asked.beside, asked.rounds, seconds=30.0, records=10_000):
         print(f"\n{markdown(table)}", flush=True)
 
 

@@ -1,26 +1,32 @@
 """What a login waits for and when its event arrives: tattle beside what people use instead.
 
-All are run as pam_exec runs a hook, in a throwaway instance for each Python, and in turns, so that
-what else the machine does falls on all alike. EventBridge's certificate is checked against
-botocore's own 130 roots and the stand-in's, as it would be on EC2.
+All are run as pam_exec runs a hook, in a throwaway instance for each build and Python, and in
+turns, so that what else the machine does falls on all alike. The spool is on the disk that holds
+the checkout. EventBridge's certificate is checked as it would be on EC2: against Amazon's
+authorities, or the 130 that botocore knows, to each of which the stand-in's is added.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import botocore
 
 from standins.instance import SYSTEM_PYTHON, Hook, Instance, Session
-from support import ARTIFACT
+from support import ROOT, repacked
 
 CACHE = "/var/cache/tattle"
 ROOTS = Path(botocore.__file__).with_name("cacert.pem")
@@ -41,13 +47,30 @@ SCRIPTS = {
     .read_text()
     .replace("set -eu\n", f"set -eu\nCURL_TATTLE_CACERT={CA}\n"),
     # Knows neither the identity nor the session: that would be another two calls of curl.
-    AWS: f"#!/bin/sh\nHOME=/root exec {sys.prefix}/bin/python -m awscli"
+    AWS: f"#!/bin/sh\nHOME=/root AWS_CA_BUNDLE={CA} exec {sys.prefix}/bin/python -m awscli"
     f" events put-events --region us-east-1 --entries '{json.dumps(ENTRIES)}'\n",
 }
 BARE = Hook(path=SYSTEM_PYTHON, arguments=("-IS", "-c", "pass"))
 # The kinds of runs, in the order of a round.
-UNDER_EACH_PYTHON = {"first": Hook(), "bare": BARE, "starts": Hook(), "there": Hook()}
-ONCE = {"smoke test": Hook(service=None), "curl": Hook(path=CURL), "aws": Hook(path=AWS)}
+HOOKS = {"bare": BARE, "starts": Hook(), "there": Hook()}
+FIRST = {"first": Hook()}
+OTHERS = {"curl": Hook(path=CURL), "aws": Hook(path=AWS)}
+# A process that has a directory of the machine's be /var/spool, on which the instance has its own.
+MOUNT = """
+mount --rbind / /mnt
+mount --bind "/mnt$1" /var/spool
+mount -o remount,bind,rw /var/spool
+umount -l /mnt
+"""
+APART_SECONDS = 0.1  # since the last event: what follows at once waits for more, to go as a batch
+WRITER = 'while dd if=/dev/zero of="$0" bs=1M count=64 conv=fsync 2>/dev/null; do :; done'
+
+
+class Build(NamedTuple):
+    """What is measured: a built file under a Python."""
+
+    artifact: Path
+    python: str = SYSTEM_PYTHON
 
 
 @dataclass
@@ -62,37 +85,70 @@ class Runs:
     """The most memory of it and its deliverer."""
 
 
-def measure(pythons: Mapping[str, str], system: str, rounds: int) -> dict[str, dict[str, Runs]]:
-    """Each kind's runs, by the Python's version; what is no hook of ours runs under `system`'s."""
+@contextmanager
+def disk() -> Iterator[Path]:
+    """A directory on the disk that holds the checkout."""
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def instances(builds: Mapping[str, Build]) -> Iterator[dict[str, Instance]]:
+    """An instance for each, its spool on that disk, in which the first event has been sent."""
+    with disk() as folder, ExitStack() as stack:
+        yield {
+            name: stack.enter_context(instance(build, Path(tempfile.mkdtemp(dir=folder))))
+            for name, build in builds.items()
+        }
+
+
+@contextmanager
+def instance(build: Build, folder: Path) -> Iterator[Instance]:
+    with Instance() as box:
+        pem, trusting = b"\n" + box.ca.pem, folder / "tattle"
+        repacked(build.artifact, trusting, lambda n, old: old + pem if n.endswith(".pem") else old)
+        box.install(trusting)
+        box.replace_python(build.python)
+        box.path("/root/.aws/config").unlink()
+        box.write(CA, ROOTS.read_text() + box.ca.pem.decode())
+        for path, text in SCRIPTS.items():
+            box.write(path, text, 0o755)
+        for there in (sys.base_prefix, sys.prefix):
+            box.reveal(there)  # where the AWS CLI is
+        spool = folder / "spool"
+        spool.mkdir(0o755)
+        box.run(["/bin/sh", "-euc", MOUNT, "-", str(spool)], check=True)
+        box.hook()
+        box.eventbridge.wait_for(1, 30)
+        yield box
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Somebody writes to the disk, 64 MiB at a time."""
+    with disk() as folder:
+        command = ["/bin/sh", "-c", WRITER, str(folder / "file")]
+        writer = subprocess.Popen(command, start_new_session=True)
+        try:
+            yield
+        finally:
+            os.killpg(writer.pid, signal.SIGKILL)
+            writer.wait()
+
+
+def measure(
+    boxes: Mapping[str, Instance], kinds: Mapping[str, Hook], rounds: int
+) -> dict[str, dict[str, Runs]]:
+    """Each kind's runs, by the instance's name."""
+    runs = {name: {kind: Runs() for kind in kinds} for name in boxes}
     with ExitStack() as stack:
-        boxes = {version: stack.enter_context(Instance(ARTIFACT)) for version in pythons}
-        for version, box in boxes.items():
-            prepare(box, pythons[version])
-        sessions = {version: stack.enter_context(box.session()) for version, box in boxes.items()}
+        sessions = {name: stack.enter_context(box.session()) for name, box in boxes.items()}
         for number in range(rounds + 1):
-            if number <= 1:  # the round before the first filled the page cache
-                runs = {
-                    version: {kind: Runs() for kind in hooks(version == system)}
-                    for version in pythons
-                }
-            for version, box in boxes.items():
-                for kind, hook in hooks(version == system).items():
-                    run(box, sessions[version], kind, hook, runs[version][kind])
-        return runs
-
-
-def hooks(with_others: bool) -> dict[str, Hook]:
-    return {**UNDER_EACH_PYTHON, **(ONCE if with_others else {})}
-
-
-def prepare(box: Instance, python: str) -> None:
-    """Put the scripts in, and have that Python be /usr/bin/python3."""
-    box.replace_python(python)
-    box.write(CA, ROOTS.read_text() + box.ca.pem.decode())
-    for path, text in SCRIPTS.items():
-        box.write(path, text, 0o755)
-    for folder in (sys.base_prefix, sys.prefix):
-        box.reveal(folder)  # where the AWS CLI is
+            for name, box in boxes.items():
+                for kind, hook in kinds.items():
+                    # The round before the first fills the page cache.
+                    run(box, sessions[name], kind, hook, runs[name][kind] if number else Runs())
+    return runs
 
 
 def run(box: Instance, session: Session, kind: str, hook: Hook, runs: Runs) -> None:
@@ -103,6 +159,7 @@ def run(box: Instance, session: Session, kind: str, hook: Hook, runs: Runs) -> N
         box.kill_deliverers()
     if kind == "first":
         shutil.rmtree(box.path(CACHE), ignore_errors=True)
+    time.sleep(APART_SECONDS)
     count = len(box.eventbridge.entries())
     (result,) = session.run(hook)
     assert result.returncode == 0, (kind, result)

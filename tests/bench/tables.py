@@ -1,29 +1,32 @@
-"""What is measured, as tables: tattle beside what people use instead, and under each Python."""
+"""What is measured, as tables: tattle beside what people use instead, and beside another build."""
 
 from __future__ import annotations
 
 import os
 import platform
 import statistics
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.load import backlog, cpu_seconds
-from bench.logins import Runs, measure
+from bench.load import backlog, single, steady
+from bench.logins import FIRST, HOOKS, OTHERS, Build, Runs, instances, measure, writing
 from standins.instance import SYSTEM_PYTHON
+from support import ARTIFACT, ROOT
 
 Table = list[list[str]]
 
-HEAD = [
-    *("medians", "tattle", "bare `python3 -IS -c pass`", "`curl --aws-sigv4` script", "AWS CLI")
-]
+OURS = "tattle"
+HEAD = [*("medians", OURS, "bare `python3 -IS -c pass`", "`curl --aws-sigv4` script", "AWS CLI")]
 WAITS = "what a login waits for"
 ARRIVES = "from login to the event's arrival"
+THERE = "… where a deliverer is there"
 CPU = "CPU for an event, at ten logins a second"
+SINGLE = "CPU for an event that none follows"
 MEMORY = "memory, the most of a process"
-SMOKE_TEST = "the smoke test, until its event is sent"
 BESIDE = "what a login waits for beside a backlog of {:,} events"
 DRAINED = "events a second from a backlog, at 20 ms a call"
+SINGLES = 3
 
 
 def machine() -> str:
@@ -35,35 +38,98 @@ def machine() -> str:
     ]
     python = Path(os.path.realpath(SYSTEM_PYTHON)).name.replace("python", "Python ")
     processor = models[0] if models else platform.machine()
-    return f"{os.cpu_count()} CPUs ({processor}), {python}, Linux {platform.release()}"
+    linux = f"Linux {platform.release()}"
+    return f"{os.cpu_count()} CPUs ({processor}), {python}, {linux}, the spool on {file_system()}"
+
+
+def file_system() -> str:
+    """The type of the file system that holds the spool: findmnt(8)."""
+    command = ["findmnt", "--noheadings", "--output=FSTYPE", "--target", str(ROOT)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def tables(
-    pythons: Mapping[str, str], rounds: int, seconds: float, records: int
+    pythons: Mapping[str, str], other: Path | None, rounds: int, seconds: float, records: int
 ) -> Iterator[Table]:
-    """Both, measured now: tattle beside the others, then its hook under each of the Pythons, which
-    are given by version. `seconds` of steady logins, `records` in the backlog."""
-    here = os.path.realpath(SYSTEM_PYTHON)
-    (system,) = (name for name, path in pythons.items() if os.path.realpath(path) == here)
-    runs = measure(pythons, system, rounds)
-    yield beside_others(runs[system], seconds, records)
-    yield under_each_python(runs)
+    """All of them, measured now. Pythons are given by version; other is a build to compare with.
+
+    `seconds` of steady logins, `records` in the backlog.
+    """
+    builds = {OURS: Build(ARTIFACT), **({other.name: Build(other)} if other else {})}
+    with instances(builds) as boxes:
+        quiet = measure(boxes, {**HOOKS, **OTHERS}, rounds)
+        with writing():
+            busy = measure(boxes, HOOKS, rounds)
+        cpu = {name: steady(box, seconds) for name, box in boxes.items()}
+        alone = single(boxes, SINGLES)
+        yield beside_others(quiet, cpu, alone)
+        yield beside_a_writer(quiet, busy)
+        yield with_a_backlog(*backlog(boxes[OURS], records), records)
+    with instances({name: Build(ARTIFACT, path) for name, path in pythons.items()}) as boxes:
+        yield under_each_python(measure(boxes, {**FIRST, **HOOKS}, rounds))
 
 
-def beside_others(runs: Mapping[str, Runs], seconds: float, records: int) -> Table:
-    tattle, bare, curl, aws = (runs[kind] for kind in ("starts", "bare", "curl", "aws"))
-    hook, interpreter = cpu_seconds(seconds)
-    beside, drained = backlog(records)
-    waits = [ms(one.waits) for one in (tattle, bare, curl, aws)]
+def beside_others(
+    runs: Mapping[str, Mapping[str, Runs]],
+    cpu: Mapping[str, tuple[float, float]],
+    alone: Mapping[str, float],
+) -> Table:
+    of = runs[OURS]
+    builds = [name for name in runs if name != OURS]
+
+    def row(what: str, ours: Sequence[str], others: Sequence[str]) -> list[str]:
+        """What of ours, the interpreter, the scripts; then of the other builds."""
+        return [what, *ours, *[""] * (len(HEAD) - 1 - len(ours)), *others]
+
     return [
-        HEAD,
-        [WAITS, *waits],
-        [ARRIVES, ms(tattle.arrivals), "", ms(curl.arrivals), ms(aws.arrivals)],
-        [CPU, ms([hook]), ms([interpreter]), "", ""],
-        [MEMORY, *(mib(one.kib) for one in (tattle, bare, curl, aws))],
-        [SMOKE_TEST, ms(runs["smoke test"].waits), "", *waits[2:]],
-        [BESIDE.format(records), ms(beside), "", "", ""],
-        [DRAINED, f"{drained:.0f}", "", "", ""],
+        [*HEAD, *builds],
+        row(
+            WAITS,
+            [ms(of[kind].waits) for kind in ("starts", "bare", "curl", "aws")],
+            [ms(runs[name]["starts"].waits) for name in builds],
+        ),
+        row(
+            ARRIVES,
+            [ms(of["starts"].arrivals), "", ms(of["curl"].arrivals), ms(of["aws"].arrivals)],
+            [ms(runs[name]["starts"].arrivals) for name in builds],
+        ),
+        row(
+            THERE,
+            [ms(of["there"].arrivals)],
+            [ms(runs[name]["there"].arrivals) for name in builds],
+        ),
+        row(CPU, [ms([one]) for one in cpu[OURS]], [ms(cpu[name][:1]) for name in builds]),
+        row(SINGLE, [ms([alone[OURS]])], [ms([alone[name]]) for name in builds]),
+        row(
+            MEMORY,
+            [mib(of[kind].kib) for kind in ("starts", "bare", "curl", "aws")],
+            [mib(runs[name]["starts"].kib) for name in builds],
+        ),
+    ]
+
+
+def beside_a_writer(
+    quiet: Mapping[str, Mapping[str, Runs]], busy: Mapping[str, Mapping[str, Runs]]
+) -> Table:
+    """Medians and 90th percentiles of what a login waits for, in times of the interpreter's."""
+    table = [["the hook, in times of the bare interpreter"]]
+    for name in quiet:
+        table[0] += [name, "90th percentile"]
+    for where, runs in (("", quiet), (", beside a writer to the same disk", busy)):
+        for what, kind in (("a deliverer is there", "there"), ("it starts a deliverer", "starts")):
+            row = [what + where]
+            for of in runs.values():
+                these, those = of[kind].waits, of["bare"].waits
+                row += [times(these, those), f"{ninth(these) / ninth(those):.2f}"]
+            table.append(row)
+    return table
+
+
+def with_a_backlog(waits: Sequence[float], drained: float, records: int) -> Table:
+    return [
+        ["with a backlog", OURS],
+        [BESIDE.format(records), ms(waits)],
+        [DRAINED, f"{drained:.0f}"],
     ]
 
 
@@ -90,6 +156,11 @@ def ms(seconds: Sequence[float]) -> str:
 
 def mib(kib: Sequence[int]) -> str:
     return f"{statistics.median(kib) / 1024:.0f} MiB"
+
+
+def ninth(values: Sequence[float]) -> float:
+    """The 90th percentile."""
+    return sorted(values)[len(values) * 9 // 10]
 
 
 def times(these: Sequence[float], those: Sequence[float]) -> str:

@@ -15,25 +15,26 @@ from support import SYSTEM_PYTHON, need_root
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 
-def test_its_tables_have_a_figure_in_every_place(artifact: Path) -> None:
-    need_root(*Instance.TOOLS, "curl")
-    beside, under = tables.tables({"3.x": SYSTEM_PYTHON}, rounds=1, seconds=0.5, records=20)
-    assert [row[0] for row in beside] == [
-        tables.HEAD[0],
-        tables.WAITS,
-        tables.ARRIVES,
-        tables.CPU,
-        tables.MEMORY,
-        tables.SMOKE_TEST,
-        tables.BESIDE.format(20),
-        tables.DRAINED,
-    ]
-    for what, tattle, *others in beside[1:]:
-        unit = {tables.MEMORY: " MiB", tables.DRAINED: ""}.get(what, " ms")
+def test_its_tables_have_a_figure_in_every_place(artifact: Path, tmp_path: Path) -> None:
+    need_root(*Instance.TOOLS, "curl", "findmnt")
+    older = tmp_path / "older"
+    older.write_bytes(artifact.read_bytes())
+    beside, hook, backlog, under = tables.tables(
+        {"3.x": SYSTEM_PYTHON}, older, rounds=1, seconds=0.5, records=20
+    )
+    assert beside[0] == [*tables.HEAD, "older"]
+    rows = [tables.WAITS, tables.ARRIVES, tables.THERE, tables.CPU, tables.SINGLE, tables.MEMORY]
+    assert [row[0] for row in beside[1:]] == rows
+    for what, tattle, *others, other in beside[1:]:
+        unit = " MiB" if what == tables.MEMORY else " ms"
         assert re.fullmatch(rf"\d+{unit}", tattle), what
+        assert re.fullmatch(rf"\d+{unit}", other), what
         assert all(re.fullmatch(rf"(\d+{unit})?", one) for one in others), what
-    assert under[0][1:] == ["Python 3.x"]
-    assert all(re.fullmatch(r"\d+ ms|\d+\.\d\d", one) for _, one in under[1:])
+    assert [re.sub(r"\d+ ms", "", figure) for _, figure in backlog[1:]] == ["", backlog[2][1]]
+    assert float(backlog[2][1]) > 0
+    assert len(hook) == 5
+    for table in (hook, under):
+        assert all(re.fullmatch(r"\d+ ms|\d+\.\d\d", one) for row in table[1:] for one in row[1:])
 
 
 @pytest.fixture
