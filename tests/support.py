@@ -30,6 +30,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"  # what the artifact's shebang names
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 OLDEST_PYTHON = (3, 9)
 NEWEST_PYTHON = (3, 15)
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
 
 
 def need(condition: object, reason: str) -> None:
@@ -39,6 +40,20 @@ def need(condition: object, reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"needed here: {reason}")
     pytest.skip(reason)
+
+
+def applies(condition: object, reason: str) -> None:
+    """Skip the test unless the condition holds, also where nothing may be skipped: it is about what
+    this machine can't have."""
+    if not condition:
+        pytest.skip(f"does not apply: {reason}")
+
+
+def need_pythons(condition: object, reason: str) -> None:
+    """As need(), where there can be any Python; a distribution mostly has but one."""
+    if PYENV.is_dir():
+        need(condition, f"needs {reason}")
+    applies(condition, f"no {reason} here, and no pyenv")
 
 
 def need_root(*tools: str) -> None:
@@ -148,8 +163,7 @@ def find_pythons() -> dict[str, str]:
     Looked for in /usr/bin, in pyenv's versions and on the PATH."""
     folders = ["/usr/bin", "/usr/local/bin", *os.environ.get("PATH", "").split(os.pathsep)]
     candidates = [path for folder in folders for path in sorted(Path(folder).glob("python3*"))]
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    candidates += sorted(pyenv.glob("versions/*/bin/python3"))
+    candidates += sorted(PYENV.glob("versions/*/bin/python3"))
     found: dict[tuple[int, int], str] = {}
     for path in candidates:
         version = _version(path)

@@ -19,7 +19,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from support import ROOT, SYSTEM_PYTHON, copy_checkout, need
+from support import ROOT, SYSTEM_PYTHON, copy_checkout, need, need_pythons
 
 LOCK = ROOT / "requirements.lock"
 WHEELS = ROOT / ".venv" / "wheels"  # what build.sh installed its tools from
@@ -73,7 +73,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, pythons: dict[str, str])
     ).stdout.strip()
     # The one wheel in WHEELS that is not pure Python, zopfli's, is for 3.10 and newer, or for 3.9.
     others = [path for version, path in pythons.items() if version not in (own, "3.9")]
-    need(others and own != "3.9", "needs two Pythons from 3.10 on")
+    need_pythons(others and own != "3.9", "second Python from 3.10 on")
     folder = tmp_path_factory.mktemp("an other place") / "ä"
     umask = os.umask(0o077)
     try:

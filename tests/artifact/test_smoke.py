@@ -20,7 +20,7 @@ from conftest import Moto, Tattle
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds
 from standins.server import Answer, Asked
-from support import ROOT, eventually, find_pythons
+from support import PYENV, ROOT, eventually, find_pythons
 
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 LOGOUT = {**LOGIN, "PAM_TYPE": "close_session"}
@@ -47,9 +47,8 @@ def sent(done: subprocess.CompletedProcess[str]) -> str:
 
 def older_pythons() -> dict[str, str]:
     """The interpreters on this machine that tattle refuses: "3.8" → path."""
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     found = {}
-    for path in [*pyenv.glob("versions/*/bin/python"), *Path("/usr/bin").glob("python[23].?")]:
+    for path in [*PYENV.glob("versions/*/bin/python"), *Path("/usr/bin").glob("python[23].?")]:
         probe = "import sys; print('%d.%d' % sys.version_info[:2])"
         version = subprocess.run([path, "-c", probe], capture_output=True, text=True).stdout.strip()
         if version in ("2.7", "3.5", "3.6", "3.7", "3.8"):

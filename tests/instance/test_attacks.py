@@ -39,7 +39,7 @@ READERS = {
     "aws/session.py",  # which of AWS's files does a shell's user name? sets no_proxy
     "aws/imds.py",  # AWS_EC2_METADATA_DISABLED
     "errors.py",  # SUDO_UID: does a command that is advised begin with sudo?
-    "shell/check.py",  # NO_COLOR, TERM
+    "shell/report.py",  # NO_COLOR, TERM
     "shell/cli.py",  # PAM_*; sets RES_OPTIONS
 }
 
@@ -146,7 +146,7 @@ DUMPING_HOOK = r"""#!/bin/sh
 
 def attack(box: Instance, variables: Mapping[str, str]) -> None:
     """Have alice prepare herself; see pam_env.conf(5)."""
-    need("user_readenv=1" in box.read("/etc/pam.d/sshd"), "needs a stock Debian 12 PAM stack")
+    box.configure_pam(user_readenv=True)
     lines = "".join(f'{name} DEFAULT="{value}"\n' for name, value in variables.items())
     box.write("/home/alice/.pam_environment", lines, owner="alice")
     box.run(["rm", "-rf", EVIL], check=True)
@@ -349,7 +349,7 @@ def test_with_user_readenv_a_user_keeps_the_hook_from_running(instance: Instance
     assert instance.ssh("alice", "echo in").stdout == "in\n"
     assert "Argument list too long" in instance.syslog.wait_for("execve").message
     assert instance.spool() == []
-    instance.configure_pam(control="required")
+    instance.configure_pam(control="required", user_readenv=True)
     assert "in\n" not in instance.ssh("alice", "echo in").stdout  # unseen, she does not get in
 
 

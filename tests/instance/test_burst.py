@@ -81,8 +81,9 @@ class TestKilled:
         assert sessions == ["opened", "closed"][: 1 + closes]
 
     def session_processes(self, box: Instance, title: str) -> list[Process]:
-        found = box.processes(f"sshd: {title}")
-        return [process for process in found if process.command[0].startswith("sshd:")]
+        """By the title that sshd gives them, or, since OpenSSH 9.8, sshd-session."""
+        titles = f"sshd: {title}", f"sshd-session: {title}"
+        return [one for one in box.processes(title) if one.command[0].startswith(titles)]
 
     def test_everything_by_a_reboot(self, instance: Instance) -> None:
         """The spool is kept; the cache and every process are gone."""

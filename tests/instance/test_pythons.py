@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import TATTLE, Instance
-from support import SYSTEM_PYTHON, eventually, find_pythons, need, need_root
+from support import SYSTEM_PYTHON, eventually, find_pythons, need_pythons, need_root
 
 PYTHONS = find_pythons()
 DEFECT = re.compile(r"Traceback|Error\b.*line \d|Warning|defect")
@@ -21,7 +21,7 @@ DEFECT = re.compile(r"Traceback|Error\b.*line \d|Warning|defect")
 def test_every_series_that_a_stock_distribution_has_is_here() -> None:
     """Amazon Linux 2023 and RHEL 9, Ubuntu 22.04, Debian 12, Ubuntu 24.04, Debian 13."""
     wanted = {"3.9", "3.10", "3.11", "3.12", "3.13"}
-    need(wanted <= set(PYTHONS), f"needs Python {', '.join(sorted(wanted - set(PYTHONS)))}")
+    need_pythons(wanted <= set(PYTHONS), f"Python {', '.join(sorted(wanted - set(PYTHONS)))}")
 
 
 @pytest.mark.root

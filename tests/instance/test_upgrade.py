@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from standins.instance import TATTLE, Instance
-from support import SYSTEM_PYTHON, eventually, find_pythons, need, need_root, repacked
+from support import SYSTEM_PYTHON, eventually, find_pythons, need_pythons, need_root, repacked
 
 pytestmark = pytest.mark.root
 
@@ -108,7 +108,7 @@ def unpack_with_another_python(box: Instance) -> None:
     smoke_test(box)
     own = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print('%d.%d' % sys.version_info[:2])"])
     others = [path for version, path in find_pythons().items() if version != own.stdout.strip()]
-    need(others, "needs another Python")
+    need_pythons(others, "other Python")
     box.replace_python(others[0])
     smoke_test(box)
     tag = box.run([SYSTEM_PYTHON, "-ISc", "import sys; print(sys.implementation.cache_tag)"])

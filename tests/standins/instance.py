@@ -62,10 +62,8 @@ USERS = {"ubuntu": 6001, "alice": 6002}
 STARTUP_SECONDS = 20  # a failure, not a limit that is tested
 STRACE_LOG = "/tmp/strace.log"
 ON_A_TERMINAL = (  # a command that runs another one there
-    SYSTEM_PYTHON,
-    "-IS",
-    "-c",
-    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))",
+    *(SYSTEM_PYTHON, "-IS", "-c"),
+    Path(__file__).with_name("terminal.py").read_text(),
 )
 TTY = "ssh"  # what sshd gives PAM as the terminal before there is one
 
@@ -585,12 +583,17 @@ class Instance:
         self,
         *hook_arguments: str,
         control: str = "optional",
-        user_readenv: bool = True,
+        user_readenv: bool | None = None,
         lines: str = "",
     ) -> None:
         """Write /etc/pam.d/sshd: the distribution's with our line at its end, or with those lines,
-        and the file that they name."""
-        stock = self._stock_pam if user_readenv else self._stock_pam.replace("user_readenv=1 ", "")
+        and the file that they name. `user_readenv`: as Debian has it up to 12, or not, whatever
+        this distribution is."""
+        stock = self._stock_pam
+        if user_readenv is not None:
+            stock = stock.replace("user_readenv=1 ", "")
+        if user_readenv:
+            stock += "session    required     pam_env.so user_readenv=1\n"
         line = " ".join([f"session    {control}     pam_exec.so {TATTLE}", *hook_arguments])
         self.write("/etc/pam.d/sshd", stock + (lines or f"{line}\n"))
         if PAM_ENVIRONMENT in lines:
