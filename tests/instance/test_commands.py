@@ -17,6 +17,21 @@ from tattle.shell import recipe
 pytestmark = pytest.mark.root
 
 CONF = "/etc/tattle.conf"
+NOWHERE = "http://127.0.0.1:9"
+SHELL = {
+    "AWS_ENDPOINT_URL": NOWHERE,
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": NOWHERE,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HTTPS_PROXY": NOWHERE,
+    "AWS_CA_BUNDLE": "/nonexistent",
+    "AWS_CONFIG_FILE": "/nonexistent",
+    "HOME": "/nonexistent",
+    "AWS_ACCESS_KEY_ID": "AKIASHELL",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "eu-west-1",
+    "PAM_TYPE": "close_session",
+    "PAM_USER": "mallory",
+}
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "1.2.3.4"}
 
 
@@ -55,6 +70,15 @@ class TestDryRun:
             assert "--dry-run" in done.stderr
         assert len(instance.spool()) == 1
         assert instance.eventbridge.entries() == []
+
+
+def test_a_shells_variables_do_not_reach_what_flush_sends(instance: Instance) -> None:
+    instance.accept("ubuntu")
+    done = instance.run([TATTLE, "flush"], env=SHELL)
+    assert (done.returncode, done.stdout) == (0, "1 delivered, 0 remain\n"), done
+    (entry,) = instance.eventbridge.entries()
+    assert (entry.detail["username"], entry.detail["session"]) == ("ubuntu", "opened")
+    assert "us-east-1:012345678901" in entry.raw["Resources"][0]
 
 
 class TestSaidOfItself:

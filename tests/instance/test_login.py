@@ -133,6 +133,29 @@ def test_a_login_is_not_held_up_by_pam_execs_option_stdout(instance: Instance) -
     assert instance.deliverers()
 
 
+def test_a_failed_login_sends_nothing(instance: Instance) -> None:
+    instance.write("/root/.ssh/alice", instance.read("/root/.ssh/ubuntu"), 0o600)
+    assert "Permission denied" in instance.ssh("alice", "true").stderr
+    assert instance.ssh("nobody", "true").returncode == 255
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    entries = instance.eventbridge.wait_for(2)
+    assert {entry.detail["username"] for entry in entries} == {"ubuntu"}
+    eventually(lambda: not instance.spool())
+
+
+@pytest.mark.parametrize(
+    ("use_dns", "remote_host"), [("yes", "client.example.com"), ("no", REMOTE_HOST)]
+)
+def test_remote_host_is_a_name_only_with_use_dns(
+    instance: Instance, use_dns: str, remote_host: str
+) -> None:
+    instance.start_sshd(f"UseDNS {use_dns}")
+    instance.resolve("client.example.com", REMOTE_HOST)
+    assert instance.ssh("ubuntu", "true").returncode == 0
+    told = {entry.detail["remote_host"] for entry in instance.eventbridge.wait_for(2)}
+    assert told == {remote_host}
+
+
 class TestWait:
     """`--wait[=SECONDS]` on the PAM line."""
 
@@ -169,7 +192,7 @@ class TestWait:
         assert done.returncode == 0
         assert 0.3 <= float(done.stdout) - began < 0.3 + QUICK_SECONDS
         line = instance.syslog.wait_for("exit code")
-        assert line.identifier == "sshd"
+        assert line.identifier in ("sshd", "sshd-session")  # the latter since OpenSSH 9.8
         assert f"{TATTLE} failed: exit code 75" in line.message
         eventually(lambda: len(instance.spool()) == 2)
 
