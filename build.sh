@@ -17,6 +17,7 @@ Usage: ./build.sh [COMMAND]
   bench [ROUNDS]      build, then measure, by root: README's figures and more, some ten minutes;
                       --beside FILE: and another build of tattle, in the same run
   distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
+  distros test [SUITE …]  run the tests in fresh ones, which takes ten minutes each
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock, tests/'s and .ci/'s anew, from pyproject.toml
   audit               look for known vulnerabilities of what requirements.lock names, by pip-audit
@@ -114,6 +115,8 @@ system_packages() {
         need faketime faketime
         need unzip unzip
         need systemd-analyze systemd
+        need secilc secilc
+        need sesearch setools
         [[ -d /usr/share/i18n/locales ]] || missing+=(locales)
     fi
     if [[ ${#missing[@]} == 0 ]]; then return; fi
@@ -136,7 +139,7 @@ check_style() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/bench/curl_tattle.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/*/{curl_tattle,fresh_root}.sh
 }
 
 # run_tests [ARGUMENT …]: those tests or, without one, style, types and all tests.

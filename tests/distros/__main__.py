@@ -3,6 +3,7 @@
 `./build.sh distros [SUITE …]`: each release is debootstrapped once, into .distros, and is then the
 root of throwaway instances, without systemd and with it. Prints one table: ✓ and the seconds that
 it took, or a number, under which the reason stands below. Ends with 1 if tattle was wrong anywhere.
+`./build.sh distros test [SUITE …]` is another matter: see fresh.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what the tests share
 
-from distros import bootstrap, facts, scenarios, systemd, witnesses
+from distros import bootstrap, facts, fresh, scenarios, systemd, witnesses
 from standins.instance import SYSTEM_PYTHON, Instance
 from support import ARTIFACT, ROOT
 
@@ -159,4 +160,4 @@ def table(columns: list[Column]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(fresh.main(sys.argv[2:], CACHE) if sys.argv[1:2] == ["test"] else main())

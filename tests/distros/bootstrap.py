@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 SUITES = ("bullseye", "bookworm", "trixie", "forky", "sid")
@@ -24,15 +25,17 @@ class BootstrapError(Exception):
     """Why a suite can't be had here."""
 
 
-def root(suite: str, cache: Path) -> Path:
-    """The folder of that suite, made if it is not there. Remove it to have newer packages."""
-    folder, made_of = cache / suite, cache / f"{suite}.{MADE_OF}"
-    packages = ",".join((*PACKAGES, *MORE.get(suite, ())))
+def root(suite: str, cache: Path, only: Sequence[str] = ()) -> Path:
+    """The folder of that suite, made if it is not there, with the packages that the throwaway
+    instance needs or with those alone. Remove it to have newer packages."""
+    name = f"{suite}.minimal" if only else suite
+    folder, made_of = cache / name, cache / f"{name}.{MADE_OF}"
+    packages = ",".join(only or (*PACKAGES, *MORE.get(suite, ())))
     if folder.is_dir() and made_of.is_file() and made_of.read_text() == packages:
         return folder
     if not shutil.which("debootstrap", path=ENVIRONMENT["PATH"]):
         raise BootstrapError("debootstrap is not installed")
-    new = cache / f"{suite}.new"
+    new = cache / f"{name}.new"
     for old in (folder, new):
         if old.exists():
             shutil.rmtree(old)
@@ -43,7 +46,7 @@ def root(suite: str, cache: Path) -> Path:
     command = ["debootstrap", "--force-check-gpg", "--variant=minbase", f"--include={packages}"]
     if KEYRING.exists():
         command.append(f"--keyring={KEYRING}")
-    log = cache / f"{suite}.log"
+    log = cache / f"{name}.log"
     with log.open("w") as output:
         done = subprocess.run(
             [*command, suite, str(new), mirror(), str(script)],
