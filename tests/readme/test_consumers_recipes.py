@@ -30,7 +30,7 @@ from conftest import Moto
 from standins.eventbridge import EventBridge
 from standins.imds import Imds
 from standins.transformer import transform
-from support import ROOT, applies, clean_environment, hcl
+from support import ROOT, applies, clean_environment, hcl, need
 from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD
 from tattle.shell import recipe
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from tattle.delivery import witness
 from tattle.event.pamd import FOLDERS, Stack, services
-from tattle.shell.check_pam import KEEPS_CALLERS_UID, pam_file
 from tattle.shell.finding import OK, WARNING, Finding
+from tattle.shell.pam_lines import KEEPS_CALLERS_UID, pam_file
 
 ENDS = "a session that PAM does not close is closed when its process is gone"
 REGISTERS = "pam_systemd.so"
