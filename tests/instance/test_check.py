@@ -89,7 +89,7 @@ def test_where_all_is_well_there_is_a_line_for_each_thing_and_the_status_is_0(
     done = box.run([TATTLE, "check"])
     assert (done.returncode, done.stderr) == (0, "")
     *lines, last = done.stdout.splitlines()
-    assert last == "0 errors, 0 warnings, 18 ok, 1 skipped"
+    assert last == "0 errors, 0 warnings, 19 ok, 1 skipped"
     assert lines.pop() == "- send: only with --send"
     assert all(line.startswith("✓ ") for line in lines), done.stdout
     found = {line[2:].partition(": ")[0]: line.partition(": ")[2] for line in lines}
@@ -464,6 +464,43 @@ class TestSpool:
         assert "/var/spool" in finding.message
         is_fixed(box, finding)
         assert box.path("/home/ubuntu").stat().st_uid == 6001
+
+    def test_what_an_image_brought_of_another_machine(self, box: Instance) -> None:
+        """And what kept it back there is no longer what keeps anything back."""
+        (name,) = box.accept("builder")
+        record = box.path(SPOOL) / name
+        builders = record.read_bytes().replace(b"INSTANCE=i-abc123abc123", b"INSTANCE=i-0b0b0b")
+        record.write_bytes(builders)
+        error = {"time": time.time(), "message": "no role", "advice": "", "waiting": 1, "boot": "b"}
+        (box.path(SPOOL) / ".fault").write_text(json.dumps(error))
+        assert "delivery" not in faults(check(box))
+        assert box.run([TATTLE, "flush"]).returncode == 0
+        assert box.eventbridge.entries() == []
+        finding = the_fault(box)
+        assert (finding.name, finding.severity) == ("elsewhere", "warning")
+        is_fixed(box, finding)
+
+    def test_who_holds_the_lock_and_shows_no_heartbeat(self, box: Instance) -> None:
+        (name,) = box.accept("waits")
+        minutes_ago = time.time() - 600
+        old = f"{int(minutes_ago * 1e9):020d}-1"
+        (box.path(SPOOL) / name).rename(box.path(SPOOL) / old)
+        os.utime(box.path(SPOOL) / ".deliverer", (minutes_ago, minutes_ago))
+        with box.popen(["flock", "--no-fork", SPOOL, "sleep", "600"]) as other:
+            try:
+                eventually(lambda: "delivery" in faults(check(box)))
+                finding = faults(check(box))["delivery"]
+                assert f"holds the lock of {SPOOL}" in finding.message
+            finally:
+                box.kill(*box.processes("sleep 600"))
+                other.wait()
+
+    def test_what_was_accepted_before_the_clock_was_set_back(self, box: Instance) -> None:
+        (name,) = box.accept("later")
+        later = f"{int((time.time() + 3600) * 1e9):020d}-1"
+        (box.path(SPOOL) / name).rename(box.path(SPOOL) / later)
+        (finding,) = [one for one in check(box) if one.name == "spool"]
+        assert "the oldest since before the clock was set back" in finding.message
 
     def test_what_stands_in_the_place_of_its_own_files(self, box: Instance) -> None:
         """By root's mistake: nothing can be delivered."""

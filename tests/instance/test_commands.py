@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -138,3 +139,11 @@ class TestRecipes:
         assert done.returncode == 0
         assert "us-east-1:012345678901" in done.stdout
         assert re.fullmatch("tattle: put in your region and account: IMDS at .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", ["recipe pam", "recipe archive.yaml", "--help", "--version"])
+def test_output_that_cannot_be_written(command: str, instance: Instance) -> None:
+    """More of it than fits into a buffer, or less."""
+    done = instance.run(["/bin/sh", "-c", f"{TATTLE} {command} >/dev/full"])
+    assert done.returncode == os.EX_IOERR
+    assert done.stderr == "tattle: can't write the output: No space left on device\n"

@@ -52,6 +52,7 @@ UNEXPECTED_RESPONSE = (
 CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
 # pack.py makes it. To load all 130 authorities takes OpenSSL 3 some 15 ms.
 AMAZON_ROOTS = Path(__file__).with_name("amazon_roots.pem")
+INTERACTIVE_TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
 SECOND_TRY_SECONDS = 0.5  # until the second one, where somebody waits
 
 Entry = dict[str, Any]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tattle.delivery.records import LAST_ERROR, LAST_ERROR_NEW, Records
 from tattle.errors import TattleError
+from tattle.login.hook import boot_id
 
 
 class LastError(NamedTuple):
@@ -19,11 +20,12 @@ class LastError(NamedTuple):
     advice: str
     waiting: int
     gave_up: bool = False  # the deliverer, until the next login, logout or flush
+    boot: str = ""  # the boot id: an image carries this file to other machines
 
 
 def keep(records: Records, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
     """Keep it; where that can't be written, the log has it all the same."""
-    last = LastError(tried, str(error), error.advice, waiting, gave_up)
+    last = LastError(tried, str(error), error.advice, waiting, gave_up, boot_id().decode())
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(os.open(LAST_ERROR_NEW, flags, 0o600, dir_fd=records.fd), "w") as file:
@@ -32,11 +34,12 @@ def keep(records: Records, error: TattleError, waiting: int, gave_up: bool, trie
 
 
 def read(records: Records) -> LastError | None:
-    """Return what keeps events back now, if anything does."""
+    """Return what keeps events back now, if anything does; not what did before a reboot."""
     try:
-        return LastError(**json.loads(records.read(LAST_ERROR)))
+        last = LastError(**json.loads(records.read(LAST_ERROR)))
     except (OSError, ValueError, TypeError):
         return None
+    return last if last.boot == boot_id().decode() else None
 
 
 def forget(records: Records) -> None:

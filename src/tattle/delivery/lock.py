@@ -121,8 +121,11 @@ class DelivererLock:
 
 def is_of_1_0(records: Records) -> bool:
     """Tell whether tattle 1.0 delivers: it locks the directory, and knows of no `.deliverer`."""
-    if records.holds(DELIVERER):
-        return False
+    return not records.holds(DELIVERER) and is_locked(records)
+
+
+def is_locked(records: Records) -> bool:
+    """Tell whether somebody has the directory locked, as the deliverer has."""
     fd = os.open(records.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -31,7 +31,7 @@ IDS = {
     "sshd": ("sshd",),
     "selinux": ("selinux",),
     "witness": ("witness",),
-    "spool": ("disk", "spool", "delivery", "rejected"),
+    "spool": ("disk", "spool", "delivery", "rejected", "elsewhere"),
     "configuration": ("configuration",),
     "identity": ("identity",),
     "role": ("role",),

@@ -10,14 +10,13 @@ import urllib.parse
 from collections.abc import Iterator
 
 from tattle.aws.connection import seconds_ahead
-from tattle.aws.eventbridge import Publisher
+from tattle.aws.eventbridge import INTERACTIVE_TIMEOUT, Publisher
 from tattle.aws.imds import REATTACH
 from tattle.aws.session import ROLE, arn, aws_session, find_credentials
 from tattle.errors import TattleError
 from tattle.event.config import PATH, Config, load
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
-TIMEOUT = 3.0  # seconds for a connection, and for an answer
 CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
 DETAIL_TYPE = "tattle check"
 DESCRIBE = (
@@ -74,7 +73,7 @@ def role() -> Iterator[Finding]:
 def endpoint(config: Config) -> Iterator[Finding]:
     """Connect to EventBridge, and compare its clock with ours."""
     try:
-        publisher = Publisher(config, TIMEOUT)
+        publisher = Publisher(config, INTERACTIVE_TIMEOUT)
         url = publisher.client.meta.endpoint_url
     except TattleError as error:
         if error.status == os.EX_CONFIG:
@@ -95,7 +94,7 @@ def endpoint(config: Config) -> Iterator[Finding]:
             return
         yield Finding("name", OK, f"{host} resolves to {', '.join(sorted(addresses)[:3])}")
     try:
-        ahead = seconds_ahead(publisher, TIMEOUT)
+        ahead = seconds_ahead(publisher, INTERACTIVE_TIMEOUT)
     except TattleError as error:
         yield failed("endpoint", error)
         return
@@ -111,7 +110,7 @@ def endpoint(config: Config) -> Iterator[Finding]:
 def buses(config: Config) -> Iterator[Finding]:
     """See to it that each event bus exists: EventBridge takes events for one that does not."""
     try:
-        publisher = Publisher(config, TIMEOUT)
+        publisher = Publisher(config, INTERACTIVE_TIMEOUT)
         publisher.prepared_client()
     except TattleError:
         yield Finding("bus", SKIPPED, "needs the instance's identity and its role")
@@ -134,7 +133,7 @@ def buses(config: Config) -> Iterator[Finding]:
 def send(config: Config) -> Iterator[Finding]:
     """Publish an event to each event bus that is configured."""
     try:
-        publisher = Publisher(config, TIMEOUT)
+        publisher = Publisher(config, INTERACTIVE_TIMEOUT)
     except TattleError as error:
         yield failed("send", error)
         return

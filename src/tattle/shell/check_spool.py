@@ -8,8 +8,8 @@ import stat
 import time
 from collections.abc import Iterator
 
-from tattle.delivery import last_error
-from tattle.delivery.records import OWN_FILES, Records
+from tattle.delivery import last_error, lock, watchdog
+from tattle.delivery.records import DELIVERER, ELSEWHERE, OWN_FILES, Records
 from tattle.errors import TattleError
 from tattle.login.spool import (
     EMERGENCY_PATH,
@@ -24,12 +24,14 @@ from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
 NOTHING_BACK = "nothing keeps events back"
 NOTHING_REJECTED = "nothing was rejected"
+NOTHING_ELSEWHERE = "nothing is another machine's"
+DEAD_AFTER = watchdog.DEAD_AFTER[DELIVERER]
 
 
 def spool() -> Iterator[Finding]:
     """Look at the spool's disk, at what waits, what was rejected, and why."""
     if os.geteuid() != 0:
-        for id_ in ("disk", "spool", "rejected", "delivery"):
+        for id_ in ("disk", "spool", "rejected", "elsewhere", "delivery"):
             yield Finding(id_, SKIPPED, "needs root")
         return
     yield disk()
@@ -37,6 +39,7 @@ def spool() -> Iterator[Finding]:
         yield Finding("spool", OK, f"no {PATH} yet: no login since the installation")
         yield Finding("delivery", OK, NOTHING_BACK)
         yield Finding("rejected", OK, NOTHING_REJECTED)
+        yield Finding("elsewhere", OK, NOTHING_ELSEWHERE)
     for path in (PATH, EMERGENCY_PATH):
         if os.path.lexists(path):
             try:
@@ -76,19 +79,41 @@ def records(spool: Records) -> Iterator[Finding]:
     names = spool.names()
     age = time.time() - accepted_at(names[0]) if names else 0.0
     message = f"{len(names)} waiting in {spool.path}"
-    message += f", the oldest for {age:.0f} s" if names else ""
+    message += f", the oldest {since(age)}" if names else ""
     severity = ERROR if age > LATE_SECONDS else OK
     if names and spool.path == EMERGENCY_PATH:
         severity, message = ERROR, f"{message}; a reboot empties it"
     if names or spool.path == PATH:
         yield Finding("spool", severity, message, "sudo tattle flush" if severity == ERROR else "")
+    stuck = stuck_deliverer(spool) if age > LATE_SECONDS else ""
     last = last_error.read(spool) if names else None
-    if last:
-        ago = f"{time.time() - last.time:.0f} s ago"
-        yield Finding("delivery", ERROR, f"{last.message} ({ago})", last.advice)
+    if stuck:
+        yield Finding("delivery", ERROR, stuck, f"end it: sudo fuser -v {spool.path}")
+    elif last:
+        message = f"{last.message} ({since(time.time() - last.time)})"
+        yield Finding("delivery", ERROR, message, last.advice)
     elif spool.path == PATH:
         yield Finding("delivery", OK, NOTHING_BACK)
     yield from rejected(spool)
+    yield from elsewhere(spool)
+
+
+def since(seconds: float) -> str:
+    """Return how long something has been so, in words."""
+    return f"for {seconds:.0f} s" if seconds >= 0 else "since before the clock was set back"
+
+
+def stuck_deliverer(spool: Records) -> str:
+    """Return who holds the deliverer's lock without a heartbeat; "" if nobody does."""
+    if not lock.is_locked(spool):
+        return ""
+    holder = lock.holder(spool, DELIVERER)
+    who = f"process {holder.pid}" if holder and holder.is_alive() else "a process unknown to tattle"
+    path = f"{spool.path}/{DELIVERER}"
+    silent = time.time() - os.lstat(path).st_mtime if os.path.lexists(path) else DEAD_AFTER
+    if abs(silent) < DEAD_AFTER:
+        return ""
+    return f"{who} holds the lock of {spool.path}, and shows no heartbeat"
 
 
 def count(names: list[str], noun: str) -> str:
@@ -111,3 +136,14 @@ def rejected(spool: Records) -> Iterator[Finding]:
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
         yield Finding("rejected", OK, NOTHING_REJECTED)
+
+
+def elsewhere(spool: Records) -> Iterator[Finding]:
+    """Look at what came with a disk image: records that another machine accepted."""
+    folder = f"{spool.path}/{ELSEWHERE}"
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if names:
+        message = f"{count(names, 'event')} of another machine, from whose image this one was made"
+        yield Finding("elsewhere", WARNING, message, f"sudo rm -r {folder}")
+    elif spool.path == PATH:
+        yield Finding("elsewhere", OK, NOTHING_ELSEWHERE)

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from tattle.errors import TattleError, defect, one_line, runnable
@@ -25,13 +26,13 @@ LOGGERS = (
     "botocore.retries",
 )
 SMOKE_TEST_SECONDS = 8.0  # that the smoke test takes at most, whatever hangs
-TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
 NO_ID = "00000000-0000-0000-0000-000000000000"  # EventBridge gives each event its own
 NO_ACCOUNT = "000000000000"  # where `resource` is set, and is no ARN
 
 
 def main(arguments: list[str]) -> int:
     """Do what the command line says and return the exit status."""
+    warnings.simplefilter("ignore")  # urllib3 warns of a clock that is far off: check says so
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us: >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -41,14 +42,16 @@ def main(arguments: list[str]) -> int:
         except SystemExit as end:  # argparse's, after --help for one
             status = int(end.code or 0)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # else who reads it has seen enough
+            print_error(TattleError(f"can't write the output: {error.strerror}", os.EX_IOERR))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes once more
         status = os.EX_IOERR
     return status
 
 
 def run(arguments: list[str]) -> int:
-    """Do as main() says; raises BrokenPipeError."""
+    """Do as main() says. Raises OSError if the output can't be written."""
     grammar = parser()
     options = grammar.parse_args(arguments)
     if options.version:
@@ -64,9 +67,8 @@ def run(arguments: list[str]) -> int:
     except TattleError as error:
         print_error(error)
         return error.status
-    except BrokenPipeError:
-        raise
     except Exception as error:
+        sys.stdout.flush()  # raises again what the output raised
         if options.debug:
             raise
         print_error(defect(error))
@@ -155,7 +157,7 @@ def smoke_test(options: argparse.Namespace) -> int:
     session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
-    from tattle.aws.eventbridge import Publisher
+    from tattle.aws.eventbridge import INTERACTIVE_TIMEOUT, Publisher
     from tattle.aws.session import find_credentials
     from tattle.event.config import load
 
@@ -163,7 +165,7 @@ def smoke_test(options: argparse.Namespace) -> int:
     watchdog = threading.Timer(SMOKE_TEST_SECONDS, lambda: give_up(waiting_for))
     watchdog.daemon = True
     watchdog.start()
-    publisher = Publisher(load(), TIMEOUT)
+    publisher = Publisher(load(), INTERACTIVE_TIMEOUT)
     entry = publisher.entry(session, lambda _: False)
     if options.dry_run:
         account = publisher.document.get("accountId", NO_ACCOUNT)
