@@ -15,7 +15,7 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,22 @@ def nothing_left_in_the_cache() -> Iterator[None]:
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def cgroup(controller: str) -> Iterator[Path]:
+    """A cgroup of this machine's with that controller, of version 1 or 2, while entered."""
+    folder = Path(f"/sys/fs/cgroup/{controller}")
+    folder = (folder if folder.is_dir() else folder.parent) / f"tattle-{os.getpid()}"
+    with suppress(OSError):
+        folder.mkdir()
+    try:
+        need([*folder.glob(f"{controller}.*")], f"needs a cgroup with the controller {controller}")
+        yield folder
+    finally:
+        if folder.exists():
+            eventually(lambda: not (folder / "cgroup.procs").read_text())
+            folder.rmdir()
 
 
 def mount_own_cache() -> None:

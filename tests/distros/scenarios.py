@@ -265,6 +265,15 @@ def told_of_key(box: Instance, kind: str, key: str, public: str) -> list[str]:
     return [] if right else [f"key_fingerprint of {kind} is not ssh-keygen -lf's"]
 
 
+def early(box: Instance) -> None:
+    """The lines before those that make it a session of logind's."""
+    believe_sshd(box)
+    succeeds(box.run(["sh", "-c", f"{TATTLE} recipe pam | sh -s early"]))
+    stack = box.read("/etc/pam.d/sshd")
+    assert stack.rindex(TATTLE) < stack.index("@include common-session")
+    ssh(box)
+
+
 def large_key(box: Instance, key: LargeKey) -> None:
     """What is larger than execve(2) takes is reported once, too, and known as little as need be."""
     believe_sshd(box)
@@ -384,6 +393,7 @@ SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "fields": fields,
     "certificate": lambda box: large_key(box, certificate),
     "sk key": lambda box: large_key(box, security_key),
+    "early": early,
     "sudo": lambda box: session_of(box, "sudo", "sudo", ["sudo", "true"], "root"),
     "sudo -i": lambda box: session_of(box, "sudo", "sudo-i", ["sudo", "-i", "true"], "root"),
     "su": lambda box: session_of(box, "su", "su", ["su", "alice", "-c", "true"], "alice"),

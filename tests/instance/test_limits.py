@@ -8,7 +8,8 @@ import re
 import pytest
 
 from standins.instance import SPOOL, TATTLE, Hook, HookResult, Instance, prepared
-from support import eventually, need_root
+from support import cgroup, eventually, need_root
+from tattle.shell import recipe
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -51,6 +52,25 @@ def test_the_event_arrives_under_a_users_limits(instance: Instance, limits: list
     for name in ("cpu time", "file size", "data size", "address space"):
         assert re.search(rf"Max {name} +unlimited +unlimited ", own), own
     assert instance.log() == []
+
+
+@pytest.mark.parametrize("place", ["", "early"])
+def test_a_slice_full_of_processes_keeps_opened_back_unless_the_lines_stand_early(
+    instance: Instance, place: str
+) -> None:
+    """For pam_systemd and logind stands a line that puts sshd into a cgroup which is full then. In
+    an attack it is so just for pam_exec, and sshd's own fork for the shell succeeds."""
+    with cgroup("pids") as folder:
+        script = f"#!/bin/sh\necho $PPID >{folder}/cgroup.procs\necho 1 >{folder}/pids.max\n"
+        instance.write("/usr/local/bin/pam_systemd.so", script, 0o755)
+        line = "session required pam_exec.so type=open_session /usr/local/bin/pam_systemd.so\n"
+        instance.configure_pam(user_readenv=False, lines=line)
+        added = instance.run(["/bin/sh", "-s", place], input=recipe.text("pam"))
+        assert added.returncode == 0, added
+        with instance.locked():
+            instance.ssh("ubuntu", "true")
+            eventually(lambda: not (folder / "cgroup.procs").read_text())
+            assert len(instance.spool()) == (1 if place else 0)
 
 
 def test_the_deliverer_outlives_the_cpu_time_of_a_login(instance: Instance) -> None:

@@ -6,17 +6,15 @@ under the limits that a caller chose, and a process can be stopped by whose real
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 import readme_blocks as readme
 from standins.instance import TATTLE, Instance
-from support import eventually, find_pythons, need, need_root, repacked
+from support import cgroup, eventually, find_pythons, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -40,10 +38,7 @@ HOOK = f"session optional pam_exec.so {TATTLE}\n"
 # set_all: the limits of process 1. default=die: where a limit leaves no room for the module, PAM
 # would go on without it.
 LINES_FOR_SU = readme.text("pam-lines-su")
-MEMORY = (  # a cgroup's limit where the machine has version 1, and where it has version 2
-    Path("/sys/fs/cgroup/memory/tattle-test/memory.limit_in_bytes"),
-    Path("/sys/fs/cgroup/tattle-test/memory.max"),
-)
+MEMORY_LIMITS = ("memory.limit_in_bytes", "memory.max")  # cgroup version 1, version 2
 # One hook for each limit (kB) about which Python starts and then runs out of memory. Some Pythons
 # spin at some of them, by themselves.
 SWEEP = f"""
@@ -110,21 +105,6 @@ def test_whatever_limits_the_caller_has_su_is_refused_or_reported(box: Instance)
     assert all(limit == "-v" and kilobytes < 6000 for limit, kilobytes in refused)
 
 
-@contextmanager
-def limited_memory() -> Iterator[Path]:
-    """A cgroup of the machine's while entered; the file that limits its memory."""
-    limit = MEMORY[0] if MEMORY[0].parents[1].is_dir() else MEMORY[1]
-    folder = limit.parent.with_name(f"tattle-{os.getpid()}")
-    with suppress(OSError):
-        folder.mkdir()
-    try:
-        need((folder / limit.name).exists(), "needs a cgroup with the memory controller")
-        yield folder / limit.name
-    finally:
-        eventually(lambda: not (folder / "cgroup.procs").read_text())
-        folder.rmdir()
-
-
 @pytest.mark.parametrize("control", ["optional", "[success=ok default=die]"])
 @pytest.mark.parametrize(
     ("service", "lines", "command"),
@@ -144,11 +124,12 @@ def test_a_hook_that_its_callers_cgroup_kills_lets_nobody_in_by_readmes_line(
     box.write(f"/etc/pam.d/{service}", f"{STACK}{line}\n")
     box.write("/etc/sudoers.d/alice", "alice ALL=(ALL) NOPASSWD: ALL\n", 0o440)
     as_alice = "setpriv --reuid=alice --regid=alice --init-groups"
-    with limited_memory() as limit, box.locked():
+    with cgroup("memory") as folder, box.locked():
+        (limit,) = (folder / name for name in MEMORY_LIMITS if (folder / name).exists())
         for megabytes, can_run in ((3, False), (300, True)):
             limit.write_text(f"{megabytes}M")
             before = len(box.spool())
-            script = f"echo 0 >{limit.parent}/cgroup.procs; exec {as_alice} {command}"
+            script = f"echo 0 >{folder}/cgroup.procs; exec {as_alice} {command}"
             done = box.run(["/bin/sh", "-c", script], timeout=SECONDS)
             assert (done.stdout == "in\n") == (can_run or control == "optional"), done
             assert len(box.spool()) - before == (2 if can_run else 0), done
