@@ -3,6 +3,7 @@ theirs reaches it."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from standins.instance import SPOOL, TATTLE, Instance, prepared
 from standins.strace import strace
-from support import eventually, need, need_root, repacked
+from support import changed, eventually, need, need_root, repacked
 
 pytestmark = pytest.mark.root
 
@@ -188,20 +189,86 @@ def test_what_ends_a_session_does_not_end_the_hook_of_its_end(
     instance.eventbridge.wait_for(1)
 
 
+# A descriptor whose close() takes an hour: what was written to the connection is not read. (A FUSE
+# file system of the user's can do worse, where no signal helps.)
+HANGS_IN_CLOSE = """
+import socket, struct, time
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+peer = server.accept()[0]
+client.setblocking(False)
+try:
+    while client.send(bytes(65536)):
+        pass
+except BlockingIOError:
+    pass
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+os.dup2(client.fileno(), 2000)
+if os.fork() == 0:
+    os.close(2000)
+    os.set_inheritable(peer.fileno(), True)
+    os.execv("/bin/sleep", ["sleep", "60"])
+"""
+
+
+def test_what_the_login_had_open_is_not_waited_for(instance: Instance) -> None:
+    assert instance.hook(wrapper=prepared(HANGS_IN_CLOSE)).returncode == 0
+    instance.eventbridge.wait_for(1)
+    assert "2000" not in os.listdir(instance.path(f"/proc/{instance.deliverers()[0].pid}/fd"))
+
+
+def test_who_hangs_before_it_has_a_lock_is_ended(artifact: Path, tmp_path: Path) -> None:
+    """Here while it unpacks: somebody else holds the cache."""
+    need_root(*Instance.TOOLS)
+    changed(artifact, tmp_path / "tattle", "^LOCK_SECONDS = .*$", "LOCK_SECONDS = 2.0")
+    with Instance(tmp_path / "tattle") as box, box.session() as session:
+        cache = box.path("/var/cache/tattle")
+        cache.mkdir(0o700)
+        fd = os.open(cache, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert session.hook().returncode == 0
+        eventually(lambda: box.processes(f"{TATTLE} deliver"))
+        eventually(lambda: not box.processes(f"{TATTLE} deliver"))
+        os.close(fd)
+        assert session.hook().returncode == 0
+        box.eventbridge.wait_for(2)
+
+
+def held(artifact: Path, to: Path) -> Path:
+    """Write an artifact whose deliverers do nothing but say that they are there: /tmp/held."""
+
+    def hold(name: str, content: bytes) -> bytes:
+        code = b"import sys, time\nif sys.argv[2:3] == ['deliver']:"
+        code += b" open('/tmp/held', 'w').close(); time.sleep(600)\n"
+        return code * (name == "__main__.py") + content
+
+    repacked(artifact, to, hold)
+    return to
+
+
+def test_in_a_cgroup_of_a_users_own_no_deliverer_starts(artifact: Path, tmp_path: Path) -> None:
+    """They could freeze it before its first line."""
+    need_root(*Instance.TOOLS)
+    with Instance(held(artifact, tmp_path / "held")) as box, sessions_cgroup(box) as cgroups:
+        own = [cgroup / "user@6002.service" for cgroup in cgroups]
+        for cgroup in own:
+            cgroup.mkdir()
+        join = "".join(f"open('{cgroup}/cgroup.procs', 'w').write('0')\n" for cgroup in own)
+        assert box.hook(wrapper=prepared(join)).returncode == 0
+        eventually(box.path("/tmp/held").exists)
+        (deliverer,) = box.processes(f"{TATTLE} deliver")
+        assert NAME not in box.read(f"/proc/{deliverer.pid}/cgroup")
+        for cgroup in own:
+            cgroup.rmdir()
+
+
 @pytest.mark.slow
 def test_one_that_is_stopped_before_it_could_leave_is_not_waited_for(
     artifact: Path, tmp_path: Path
 ) -> None:
     """The user was quicker: what the hook started is still theirs. The next hook starts another."""
     need_root(*Instance.TOOLS)
-
-    def slow(name: str, content: bytes) -> bytes:
-        held = b"import sys, time\nif sys.argv[2:3] == ['deliver']:"
-        held += b" open('/tmp/held', 'w').close(); time.sleep(600)\n"
-        return held * (name == "__main__.py") + content
-
-    repacked(artifact, tmp_path / "slow", slow)
-    with Instance(tmp_path / "slow") as box, box.session() as session:
+    with Instance(held(artifact, tmp_path / "slow")) as box, box.session() as session:
         assert session.hook(user="first").returncode == 0
         eventually(box.path("/tmp/held").exists)
         (stuck,) = box.processes(f"{TATTLE} deliver")

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 PRLIMIT = "/usr/bin/prlimit"
 CAP_SYS_RESOURCE = 1 << 24  # linux/capability.h
+UNABLE = ["/usr/bin/setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
 NO_EVENT_SECONDS = 3.0
 ALL_SIGNALS = "set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}"
 # Limits that leave Python enough to start; soft ones, which any process may lift
@@ -87,8 +88,7 @@ def test_a_root_that_may_not_lift_limits_still_gets_the_event_out(
     instance: Instance, limit: str
 ) -> None:
     """As in a container without CAP_SYS_RESOURCE: it arrives, waits, or the log has it."""
-    less = ["/usr/bin/setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
-    if run(instance, [*less, PRLIMIT, limit]).returncode:
+    if run(instance, [*UNABLE, PRLIMIT, limit]).returncode:
         return
     try:
         instance.eventbridge.wait_for(1, timeout=NO_EVENT_SECONDS)
@@ -98,6 +98,19 @@ def test_a_root_that_may_not_lift_limits_still_gets_the_event_out(
             instance.kill_deliverers()
             assert instance.run([TATTLE, "flush"]).returncode == 0
             instance.eventbridge.wait_for(1)
+
+
+@pytest.mark.usefixtures("unpacked")
+@pytest.mark.parametrize("limit", ["--nofile=8", "--data=40000000", "--as=100000000"])
+def test_limits_that_nobody_can_lift_hold_up_nobody_elses_events(
+    instance: Instance, limit: str
+) -> None:
+    """A deliverer that could not work ends, and leaves the spool to another login's."""
+    assert run(instance, [*UNABLE, PRLIMIT, limit]).returncode == 0
+    eventually(lambda: not instance.processes(f"{TATTLE} deliver"))
+    instance.hook(user="bob")
+    instance.eventbridge.wait_for(2)
+    assert "limit of" in instance.syslog.wait_for("can't be lifted").message
 
 
 def arrives_or_is_logged(box: Instance, count: int) -> None:

@@ -511,6 +511,7 @@ NOT_IN_THAT_TABLE = {
     "no answer within … s from …",
     "refused: not an environment that pam_exec makes: …",
     "refused: neither open_session nor close_session: …",
+    "a login's limit of … for … can't be lifted: …",
     "a defect: …",
     "an event is lost: …",
 }

@@ -12,17 +12,15 @@ import gc
 import math
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-import tattle
 from tattle.delivery import last_error
 from tattle.delivery.batches import BATCH, Sender
 from tattle.delivery.due import Due, Outcome
-from tattle.delivery.leave import leave_login
+from tattle.delivery.leave import end_within, leave_login
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
@@ -42,11 +40,10 @@ AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 def main(arguments: list[str]) -> int:
     """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
-    leave_login()
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
     status = os.EX_UNAVAILABLE
     try:
-        close_inherited()
+        leave_login()
         records = Records(arguments[1])
         records.sync_new()  # what the hook has not done, so that no login waits for a disk
         if is_shutting_down():
@@ -58,6 +55,7 @@ def main(arguments: list[str]) -> int:
                 unpack()
                 begin_anew(AGAIN)
         standby = become_standby(records)
+        end_within(0)  # from now on others watch
         lock = become_deliverer(records, standby, records.sync_new) if standby else None
         if not standby or not lock:
             os._exit(0)
@@ -68,14 +66,6 @@ def main(arguments: list[str]) -> int:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
     os._exit(status)  # the standby delivers what has just been accepted
-
-
-def close_inherited() -> None:
-    """Close what the login had open, however high its number; not the archive that we run from."""
-    ours = {0, 1, 2, *map(int, re.findall("^/proc/self/fd/([0-9]+)/", tattle.__path__[0]))}
-    for fd in {*map(int, os.listdir("/proc/self/fd"))} - ours:
-        with contextlib.suppress(OSError):  # that of the listing
-            os.close(fd)
 
 
 def is_shutting_down() -> bool:
@@ -91,7 +81,7 @@ def is_shutting_down() -> bool:
 
 def begin_anew(*arguments: str) -> NoReturn:
     """Replace this process by a new one, of the build that is installed and unpacked now."""
-    signal.setitimer(signal.ITIMER_REAL, 0)  # an exec keeps it
+    end_within(0)  # an exec keeps it
     os.execve(sys.argv[0], [*sys.argv[:3], *arguments], {})
 
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
+import resource
 import signal
+import sys
 import threading
 
-from tattle.login.hook import SIGNALS, lift_limits, reset_timer_slack, write
+import tattle
+from tattle.errors import TattleError
+from tattle.login.hook import SIGNALS, leave_cgroups, lift_limits, reset_timer_slack, write
 
-CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
+# For all that comes before a lock: nobody watches a process that has none. Long enough to unpack
+# where the CPU's credits are spent.
+LOCK_SECONDS = 300.0
 NICE = 10  # what else the machine does comes first
 # Python can't undo the idle class that a caller of su may have set.
 IONICE = ("/usr/bin/ionice", "--class=best-effort", "--classdata=7")
 CPUS = 8192  # all of them: the most that Linux has, CONFIG_NR_CPUS
+# What delivering takes, rounded up. With less, it would hold everybody's events and fail.
+NEEDED = {
+    "descriptors": (resource.RLIMIT_NOFILE, 64),
+    "address space": (resource.RLIMIT_AS, 512 * 1024**2),
+    "data": (resource.RLIMIT_DATA, 256 * 1024**2),
+    "file size": (resource.RLIMIT_FSIZE, 8 * 1024**2),
+    "stack": (resource.RLIMIT_STACK, 1024**2),
+}
+# Linux's numbers for clone(), by machine, and for close_range(), which is 5.9's
+CLONE = {"x86_64": 56, "aarch64": 220}
+CLOSE_RANGE = 436
+CLONE_FILES, CLONE_VFORK = 0x400, 0x4000
+CLOSE_RANGE_UNSHARE = 2
+FIRST_INHERITED, LAST_INHERITED = 3, 2**32 - 1  # descriptors
 
 
 def begin_to_leave() -> None:
@@ -22,6 +43,7 @@ def begin_to_leave() -> None:
 
     The imports leave no garbage, and to look for it takes 8 ms: whoever has imported enables that.
     """
+    end_within(LOCK_SECONDS)
     gc.disable()
     reset_timer_slack()  # Python's threads wait for one another by timers
     try:
@@ -31,13 +53,8 @@ def begin_to_leave() -> None:
 
 
 def move() -> None:
-    """Leave the login's cgroup and its I/O class.
-
-    The kernel moves none before each CPU has switched tasks, which takes some 10 ms: favordynmods
-    in https://docs.kernel.org/admin-guide/cgroup-v2.html
-    """
-    for hierarchy in CGROUPS:
-        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", b"0")
+    """Leave the login's cgroup and its I/O class."""
+    leave_cgroups()
     with contextlib.suppress(OSError):
         os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
 
@@ -46,9 +63,9 @@ MOVE = threading.Thread(target=move)
 
 
 def leave_login() -> None:
-    """Leave its cgroup, session, folder, limits, signals and scheduling.
+    """Leave its cgroup, session, files, folder, limits, signals and scheduling.
 
-    What a container forbids is left as it is.
+    What a container forbids is left as it is. Raises TattleError if that leaves too little.
     """
     if MOVE.is_alive():
         MOVE.join()
@@ -63,9 +80,61 @@ def leave_login() -> None:
     os.chdir("/")
     os.umask(0o077)
     lift_limits()
+    look_at_limits()
+    leave_files()
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, range(CPUS))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+
+def end_within(seconds: float) -> None:
+    """Have the kernel end this process after that many seconds; 0: no longer.
+
+    By SIGALRM's default action, which needs no Python code, and works in a frozen cgroup.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # first: the one before may be about to end
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+
+
+def look_at_limits() -> None:
+    """Raise TattleError if a limit that could not be lifted leaves too little to deliver."""
+    for name, (limit, needed) in NEEDED.items():
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            fault = f"a login's limit of {soft} for {name} can't be lifted: {needed} are needed"
+            raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle flush")
+
+
+def leave_files() -> None:
+    """Leave what the login had open, however high its number. Go on in a new process if need be.
+
+    close() tells a FUSE file system, which may be any user's: if that does not answer, no signal
+    ends the wait. A child that shares the table of descriptors, and then unshares it without
+    them, never closes any; until then its parent must not end, so that the table is shared.
+    """
+    ours = {0, 1, 2, *map(int, re.findall("^/proc/self/fd/([0-9]+)/", tattle.__path__[0]))}
+    inherited = []
+    for fd in {*map(int, os.listdir("/proc/self/fd"))} - ours:
+        with contextlib.suppress(OSError):  # that of the listing
+            if os.get_inheritable(fd):
+                inherited.append(fd)
+            else:
+                os.close(fd)  # the archive, opened by the `#!` line
+    if not inherited:
+        return
+    machine = os.uname().machine
+    if machine in CLONE:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        if libc.syscall(CLONE[machine], CLONE_FILES | CLONE_VFORK | signal.SIGCHLD, 0, 0, 0, 0):
+            os._exit(0)  # also where there can't be a child: the event waits for the next login
+        if libc.syscall(CLOSE_RANGE, FIRST_INHERITED, LAST_INHERITED, CLOSE_RANGE_UNSHARE) == 0:
+            os.execve(sys.argv[0], sys.argv, {})
+    for fd in inherited:  # that has to do on other machines, and before Linux 5.9
+        with contextlib.suppress(OSError):
+            os.close(fd)
