@@ -422,6 +422,27 @@ class TestTheEmergencySpool:
         assert {*usernames(instance)} >= {"one", "two"}
         eventually(lambda: not self.waiting(instance))
 
+    @pytest.mark.parametrize("caller", [None, "one"], ids=["logs in", "calls su"])
+    def test_one_user_can_fill_only_half_of_what_the_others_have_left(
+        self, caller: str | None, instance: Instance
+    ) -> None:
+        instance.eventbridge.set(fault="refuse")
+        assert instance.hook(user="bob" if caller else "one", ruser=caller).returncode == 0
+        instance.kill_deliverers()
+        (first,) = self.waiting(instance)
+        folder = instance.path(EMERGENCY)
+        for number in range(1, self.LIMIT // 2):
+            os.link(folder / first, folder / f"{int(first[:20]) + number:020d}-1")
+        with instance.session() as session:
+            assert session.hook(user="one").returncode == os.EX_CANTCREAT
+            assert session.hook(user="carol", ruser="one").returncode == os.EX_CANTCREAT
+            for _ in range(3):
+                assert session.hook(user="bob").returncode == 0
+        assert len(self.waiting(instance)) == self.LIMIT // 2 + 3
+        line = instance.syslog.wait_for("an event is lost")
+        assert "'one' has used up a share" in line.message
+        assert "PAM_USER=one" in line.message
+
     def test_it_is_capped_and_what_is_too_much_is_logged_with_a_status(
         self, instance: Instance
     ) -> None:

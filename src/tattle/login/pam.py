@@ -78,6 +78,12 @@ def parse(variables: bytes, context: "dict[str, str] | None" = None) -> Session:
     return Session(pam, ours)
 
 
+def causer(record: bytes) -> bytes:
+    """Return who brought a session about: the caller of su or sudo, else whose session it is."""
+    variables = dict(variable.partition(b"=")[::2] for variable in record.split(b"\0"))
+    return variables.get(b"PAM_RUSER") or variables.get(b"PAM_USER", b"")
+
+
 def is_whole(record: bytes) -> bool:
     """Tell whether a record has all its bytes.
 

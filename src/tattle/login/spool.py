@@ -10,9 +10,12 @@ Imported on the login's path: nothing but what the interpreter has loaded by the
 import posix
 import time
 
+from tattle.login.pam import causer
+
 PATH = "/var/spool/tattle"
 EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
-EMERGENCY_LIMIT = 2000  # records: about 8 MB of memory
+# Records: about 8 MB of memory. Each user may fill half of what the others have left.
+EMERGENCY_LIMIT = 2000
 LATE_SECONDS = 60.0  # that a record may wait without anything being wrong
 FREE_BYTES = 4 * 1024**2  # to leave to others, or a twentieth of a small file system
 FREE_FILES = 256  # inodes, or a twentieth
@@ -76,7 +79,7 @@ class Spool:
         No fsync, no login waits for a disk. If the machine loses power before sync(), the name may
         be there without the bytes: pam.is_whole().
         """
-        self.check_room()
+        self.check_room(record)
         name = f"{time.time_ns():020d}-{posix.getpid()}"
         flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL
         file = posix.open(TEMPORARY + name, flags, 0o600, dir_fd=self.fd)
@@ -95,11 +98,16 @@ class Spool:
             raise
         return name
 
-    def check_room(self) -> None:
+    def check_room(self, record: bytes = b"") -> None:
         """Raise OSError rather than fill what others need. At no cost that grows with the spool."""
         if self.path == EMERGENCY_PATH:
-            if len(posix.listdir(self.fd)) >= EMERGENCY_LIMIT:
+            names = posix.listdir(self.fd)
+            left = EMERGENCY_LIMIT - len(names)
+            if left <= 0:
                 raise OSError(f"{EMERGENCY_LIMIT} records are waiting")
+            user = causer(record)
+            if left <= len(names) and left <= self.records_of(user, names):
+                raise OSError(f"{user!r} has used up a share of it")
             return
         # Free to root: users can fill what is free to them.
         disk = posix.statvfs(self.fd)
@@ -109,16 +117,23 @@ class Spool:
         if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
             raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
 
-    def sync(self, names: "list[str] | None" = None) -> None:
-        """Have these records, or all, on disk: the bytes, the names, and the spool's own name.
+    def records_of(self, user: bytes, names: "list[str]") -> int:
+        """Return how many of these records are of sessions that this user brought about."""
+        count, flags = 0, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        for name in filter(is_record, names):
+            try:
+                with open(posix.open(name, flags, dir_fd=self.fd), "rb") as file:
+                    count += causer(file.read()) == user
+            except OSError:
+                pass  # delivered in the meantime
+        return count
 
-        Raises OSError.
-        """
+    def sync(self, names: "list[str]") -> None:
+        """Have these records on disk: their bytes, their names, and the spool's own. Raises OSError."""
         from errno import EINVAL
 
         flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
-        records = filter(is_record, posix.listdir(self.fd)) if names is None else names
-        for name in (*records, ".", ".."):
+        for name in (*names, ".", ".."):
             try:
                 file = posix.open(name, flags, dir_fd=self.fd)
             except OSError:
