@@ -29,19 +29,17 @@ LEADER = 41
 # As loginctl of systemd 252, 257 and 262 shows it.
 SHOWN = """\
 Id=c3
-User=6002
 Name=alice
 TimestampMonotonic=901631160
 TTY=
 RemoteHost=1.2.3.4
 Service=sshd
 Leader=139
-Class=user
 """
 
 
 def session(age: float = 300, **changes: object) -> LogindSession:
-    plain = LogindSession("c3", "alice", 6002, "1.2.3.4", "sshd", LEADER, UP - age, "", "user")
+    plain = LogindSession("c3", "alice", "1.2.3.4", "sshd", LEADER, UP - age, "")
     return plain._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -52,12 +50,10 @@ def start_of(pid: int) -> str | None:
 
 
 def test_logind_s_sessions_are_read_as_loginctl_shows_them() -> None:
-    assert parsed(SHOWN) == LogindSession(
-        "c3", "alice", 6002, "1.2.3.4", "sshd", 139, 901.63116, "", "user"
-    )
+    assert parsed(SHOWN) == LogindSession("c3", "alice", "1.2.3.4", "sshd", 139, 901.63116, "")
 
 
-@pytest.mark.parametrize("line", ["Leader=139", "Name=alice", "Service=sshd", "User=6002"])
+@pytest.mark.parametrize("line", ["Leader=139", "Name=alice", "Service=sshd", "Id=c3"])
 def test_a_session_of_which_a_part_lacks_is_none(line: str) -> None:
     assert parsed(SHOWN.replace(line, "")) is None
 
@@ -72,15 +68,11 @@ def test_a_session_of_which_a_part_lacks_is_none(line: str) -> None:
         (session(), False, math.inf, False),
         (session(leader=42), False, NOW - 1000, False),
         (session(leader=43), False, NOW - 1000, False),
-        (session(kind="manager"), False, NOW - 1000, False),
-        (session(kind="background"), False, NOW - 1000, False),
-        (session(kind="user-early"), False, NOW - 1000, True),
     ],
     ids=[
         *("nobody reported it", "it is known", "the hook may still run"),
         *("the stack has changed since", "the stack does not run tattle"),
         *("the leader is gone", "another process has the leader's id"),
-        *("systemd --user", "cron", "root"),
     ],
 )
 def test_a_session_that_lives_and_that_no_hook_reported_was_silenced(
@@ -162,7 +154,7 @@ PAM = "session optional pam_systemd.so\n"
 @pytest.mark.parametrize(
     ("script", "stack", "severity", "text"),
     [
-        ("exit 0", PAM, "ok", "logind knows of 0 sessions"),
+        ("exit 0", PAM, "ok", "logind tells of a session"),
         ("exit 0", "session required pam_unix.so\n", "warning", "no line runs pam_systemd.so"),
         ("sleep 60", PAM, "warning", "does not answer"),
         ("", PAM, "warning", "is missing"),
@@ -243,6 +235,8 @@ def test_hooks_report_since_the_ledger_began_and_the_stack_last_changed(tmp_path
     assert since(changed + 9, "sshd") == changed + 9
     assert since(0.0, "login") == math.inf, "its stack does not run tattle"
     assert since(0.0, "../sshd") == math.inf
+    (tmp_path / "etc/pam.d/sshd").rename(tmp_path / "etc/pam.d/systemd-user")
+    assert since(0.0, "systemd-user") == math.inf, "another process closes its sessions"
 
 
 def test_a_process_is_what_it_was_started_as() -> None:

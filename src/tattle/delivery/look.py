@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tattle.delivery import ledger, witness
-from tattle.delivery.ledger import Machine
+from tattle.delivery.ledger import CLOSED_BY_ANOTHER_PROCESS, Machine
 from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
@@ -123,9 +123,9 @@ def reported_since(began: float, service: str, root: str = "") -> float:
     """Return the seconds since the epoch from which on hooks report a service's sessions.
 
     Not before the ledger began, nor before the last change of what its stack is made of; math.inf
-    if that does not run tattle.
+    if that does not run tattle, or the ledger does not keep its sessions.
     """
-    if not re.fullmatch(r"[\w-]+", service):
+    if service in CLOSED_BY_ANOTHER_PROCESS or not re.fullmatch(r"[\w-]+", service):
         return math.inf
     try:
         stack = Stack(service, root)

@@ -17,15 +17,8 @@ from typing import NamedTuple
 LOGINCTL = "/usr/bin/loginctl"
 LOGIND = "/run/systemd/sessions"  # is there where a logind runs
 SECONDS = 3.0  # for all that is asked of logind in one look: it takes some 15 ms
-MOST_CALLS = 20  # in one look: each session that ends while we ask costs one
 MATURE_SECONDS = 60.0  # within which a hook has long reported its session
-# For a person. Others are of services: `manager` (systemd --user), `background` (cron), `greeter`.
-# org.freedesktop.login1(5), "Class"; root's is user-early since systemd 256.
-CLASSES = ("user", "user-early", "user-light", "user-early-light")
-PROPERTIES = (
-    *("Id", "Name", "User", "RemoteHost", "Service", "Leader", "TimestampMonotonic", "TTY"),
-    "Class",
-)
+PROPERTIES = ("Id", "Name", "RemoteHost", "Service", "Leader", "TimestampMonotonic", "TTY")
 
 
 class LogindSession(NamedTuple):
@@ -33,13 +26,11 @@ class LogindSession(NamedTuple):
 
     id: str
     user: str
-    uid: int
     remote_host: str  # "" if it is a local one
     service: str  # PAM's
     leader: int  # the process that opened it, and that is the parent of its hooks
     began: float  # seconds since boot, CLOCK_MONOTONIC
     tty: str  # "" where sshd has made none yet
-    kind: str  # "Class"
 
 
 class Silenced(NamedTuple):
@@ -70,17 +61,15 @@ def logind_sessions() -> list[LogindSession] | None:
     ids = [line.split()[0] for line in listed.text.splitlines() if line.strip()]
     properties = [f"--property={name}" for name in PROPERTIES]
     found: list[LogindSession] = []
-    for _ in range(MOST_CALLS):
-        if not ids:
-            return found
+    while ids:
         # It stops at the first session that has ended meanwhile: go on behind that one.
         shown = loginctl(["show-session", *properties, *ids], deadline)
         if shown is None:
-            return None
+            return found or None
         blocks = [block for block in shown.text.split("\n\n") if block.strip()]
         found += [session for session in map(parsed, blocks) if session]
         ids = ids[len(blocks) + 1 :]
-    return None
+    return found
 
 
 def parsed(block: str) -> LogindSession | None:
@@ -90,13 +79,11 @@ def parsed(block: str) -> LogindSession | None:
         return LogindSession(
             values["Id"],
             values["Name"],
-            int(values["User"]),
             values.get("RemoteHost", ""),
             values["Service"],
             int(values["Leader"]),
             int(values["TimestampMonotonic"]) / 1e6,
             values.get("TTY", ""),
-            values["Class"],
         )
     except (KeyError, ValueError):
         return None
@@ -118,7 +105,7 @@ def silenced(
     ticks = os.sysconf("SC_CLK_TCK")
     for session in sessions:
         age = clocks.monotonic - session.began
-        start = start_of(session.leader) if session.kind in CLASSES else ""
+        start = start_of(session.leader)
         # Old versions kept sessions for ever, whose leader's id is another process's by now:
         # https://github.com/systemd/systemd/issues/8453
         if not start or int(start) / ticks > clocks.boottime - age + 1:
