@@ -116,7 +116,8 @@ FAILURES = (
     Failure(
         "EventBridge rejected the event: MalformedDetail: …",
         65,
-        "please report it, with the event's record",
+        "please report it as an issue of the repository that you have tattle from, with the "
+        "event's record",
         rejecting("MalformedDetail", "Detail is malformed."),
     ),
     Failure(

@@ -7,6 +7,8 @@ The place that raises an error is the only one that knows what to do about it: c
 import posix
 
 LONGEST_LINE = 1000  # characters; syslog(3) may drop what is much longer
+# The one place that says where. A fork has this code, too: so no address.
+REPORT = "please report it as an issue of the repository that you have tattle from"
 
 
 class TattleError(Exception):
@@ -33,7 +35,7 @@ class Unanswered(TattleError):  # noqa: N818
 
 def defect(error: Exception) -> TattleError:
     """Return the error for an exception that nobody expected."""
-    advice = "please report it, with the output of: tattle --debug"
+    advice = f"{REPORT}, with the output of: tattle --debug"
     return TattleError(f"a defect: {type(error).__name__}: {error}", posix.EX_SOFTWARE, advice)
 
 

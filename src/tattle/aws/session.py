@@ -30,7 +30,7 @@ from tattle.aws.imds import (
     Imds,
     valid_in_header,
 )
-from tattle.errors import TattleError
+from tattle.errors import REPORT, TattleError
 from tattle.event.config import PATH
 from tattle.event.identity import IdentityDocument
 from tattle.trust import trusted
@@ -245,5 +245,5 @@ def advice(code: str, http: int) -> str:
         os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
         os.EX_CONFIG: f"look at `source`, `detail-type` and `endpoint-url` in {PATH}",
         os.EX_UNAVAILABLE: "a proxy or a VPC endpoint? It must let 256 KB pass",
-        os.EX_DATAERR: "please report it, with the event's record",
+        os.EX_DATAERR: f"{REPORT}, with the event's record",
     }.get(exit_status(code, http), "the role must allow it: tattle recipe iam-policy.json")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from tattle.errors import TattleError
+from tattle.errors import REPORT, TattleError
 from tattle.event.config import Config, load
 from tattle.shell import check_aws, check_pam, check_spool, check_sshd, check_witness, selinux
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding
@@ -79,7 +79,7 @@ def findings(sending: bool) -> list[Finding]:
                 found[name].append(finding)
         except Exception as error:
             message = f"can't be checked: {type(error).__name__}: {error}"
-            advice = "please report it, with the output of: sudo tattle check --json"
+            advice = f"{REPORT}, with the output of: sudo tattle check --json"
             found[name].append(Finding(next_id(name, found[name]), ERROR, message, advice))
 
     threads = {name: threading.Thread(target=run, args=(name,), daemon=True) for name in probes}
