@@ -65,8 +65,10 @@ for folder in /home /run /var/spool /var/cache /var/log /usr/local/bin; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
 # The instance's id as cloud-init keeps it and, where there is firmware to tell it, as that does.
-mount -t tmpfs -o mode=755 tmpfs /var/lib
-mkdir -p /var/lib/cloud/data
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mkdir -p /mnt/cloud/data /mnt/dpkg
+[ ! -e /var/lib/dpkg ] || mount --bind /var/lib/dpkg /mnt/dpkg # for who asks what is installed
+mount --move /mnt /var/lib
 echo "$instance_id" >/var/lib/cloud/data/instance-id
 asset_tag=/sys/class/dmi/id/board_asset_tag
 [ ! -e $asset_tag ] || mount --bind /var/lib/cloud/data/instance-id $asset_tag
