@@ -3,6 +3,7 @@ one configuration file for all of them."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from standins.eventbridge import Entry
-from standins.instance import ON_A_TERMINAL, TATTLE, Instance
+from standins.instance import ON_A_TERMINAL, SPOOL, TATTLE, Instance
 from support import eventually, need_root
 
 pytestmark = pytest.mark.root
@@ -152,6 +153,21 @@ def test_one_file_and_one_hook_serve_a_login_and_what_is_done_in_it(box: Instanc
     assert len({entry.detail["session_id"] for entry in entries}) == 3
     people = [(entry.detail["remote_user"], entry.detail["username"]) for entry in entries[:3]]
     assert people == [(None, "ubuntu"), ("ubuntu", "root"), ("root", "alice")]
+
+
+def test_the_closed_of_a_su_that_is_killed_is_found_out(box: Instance) -> None:
+    box.write("/etc/tattle.conf", "[tattle]\nfields = username session session_id\n")
+    with box.popen(["su", "alice", "-c", "sleep 60"]):
+        box.eventbridge.wait_for(1)
+        box.kill(*(one for one in box.processes("su alice") if one.command[0] == "su"))
+        box.kill(*box.processes("sleep 60"))
+    looked = box.path(f"{SPOOL}/open/.looked")
+    eventually(looked.exists)
+    os.utime(looked, (0, 0))  # a minute ago, else nobody looks again
+    box.run([TATTLE, "flush"], check=True)
+    opened, closed = (entry.detail for entry in box.eventbridge.wait_for(2))
+    assert opened["session"] == "opened"
+    assert closed == {**opened, "session": "closed"}
 
 
 def test_what_su_spools_is_roots_alone(box: Instance) -> None:
