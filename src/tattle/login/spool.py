@@ -129,7 +129,10 @@ class Spool:
         return count
 
     def sync(self, names: "list[str]") -> None:
-        """Have these records on disk: their bytes, their names, and the spool's own. Raises OSError."""
+        """Have these records on disk: their bytes, their names, and the spool's own.
+
+        Raises OSError.
+        """
         from errno import EINVAL
 
         flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
