@@ -85,6 +85,7 @@ def access_denied(action: str, bus: str = "default", policy: str = "identity-bas
 ERRORS = {
     "access-denied": access_denied("PutEvents"),
     "throttle": AwsError(400, "ThrottlingException", "Rate exceeded"),
+    "validation": AwsError(400, "ValidationException", "1 validation error detected"),
     "expired-token": AwsError(
         400, "ExpiredTokenException", "The security token included in the request is expired"
     ),
