@@ -28,8 +28,8 @@ from support import eventually
 
 pytestmark = pytest.mark.root
 
-FIELDS = "session auth_method key_fingerprint connection session_id duration event_id"
-NULL = {"auth_method": None, "key_fingerprint": None, "connection": None}
+FIELDS = "session auth_method key_fingerprint certificate connection session_id duration event_id"
+NULL = dict.fromkeys(("auth_method", "key_fingerprint", "certificate", "connection"))
 PASSWORD = "pw"
 HASH = (  # of PASSWORD, as crypt(5) writes it
     "$6$abc$MtSdWSZbhct2oe.SOqOUM2M/GA/uj5.vyVtJgRHgKi9uqXuWuJqOYE7H/YlsYGVg/YYzDV0xt3fEIwYt580.5."
@@ -101,13 +101,11 @@ def both(box: Instance) -> list[dict[str, Any]]:
     return [opened, closed]
 
 
-def sign(box: Instance, public: str) -> None:
+def sign(box: Instance, public: str, key_id: str) -> None:
     """Make a certificate of a public key for ubuntu, beside it, that sshd accepts."""
     box.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/user_ca"], check=True)
-    box.run(
-        ["ssh-keygen", "-q", "-s", "/etc/ssh/user_ca", "-I", "x", "-n", "ubuntu", public],
-        check=True,
-    )
+    options = ["-I", key_id, "-z", "7", "-n", "ubuntu"]
+    box.run(["ssh-keygen", "-q", "-s", "/etc/ssh/user_ca", *options, public], check=True)
 
 
 METHODS = {  # how sshd is to authenticate: what is reported, and whether there is a key
@@ -137,15 +135,25 @@ class TestHowTheyAuthenticated:
         for detail in both(box):
             assert detail["auth_method"] == method
             assert detail["key_fingerprint"] == (fingerprint(box, KEY) if by_key else None)
+            assert detail["certificate"] is None
 
-    def test_of_a_certificate_the_key_in_it(self, box: Instance) -> None:
+    @pytest.mark.parametrize("size", [1, 90_000])
+    def test_of_a_certificate_the_key_in_it_and_what_it_says(
+        self, size: int, box: Instance
+    ) -> None:
+        """However much that is: a user's own authority may certify anything."""
         make_key(box, "rsa", "-b", "2048", authorized=False)
-        sign(box, f"{KEY}.pub")
+        sign(box, f"{KEY}.pub", "x" * size)
         box.start_sshd("TrustedUserCAKeys /etc/ssh/user_ca.pub")
         log_in(box)
         for detail in both(box):
             assert detail["auth_method"] == "publickey"
             assert detail["key_fingerprint"] == fingerprint(box, f"{KEY}-cert.pub")
+            assert detail["certificate"] == {
+                "key_id": "x" if size == 1 else "x" * 1000 + "…",
+                "serial": "7",
+                "ca": fingerprint(box, "/etc/ssh/user_ca.pub"),
+            }
 
     def test_of_two_keys_the_first(self, box: Instance) -> None:
         other = FORGED_KEY[:-4] + "AAAA"

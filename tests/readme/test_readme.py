@@ -27,7 +27,7 @@ from standins.instance import SPOOL, TATTLE, Instance
 from standins.large_keys import LargeKey, certificate, security_key
 from support import ROOT, eventually, need
 from tattle.delivery import batches, deliver, due, records, watchdog
-from tattle.event import config
+from tattle.event import accounts, config
 from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
 from tattle.login import hook, spool
 from tattle.login.pam import Session, parse
@@ -474,8 +474,14 @@ class TestFields:
         *most, last = (f"`{field}`" for field in FROM_SSHD)
         assert f"{', '.join(most)} and {last} come from sshd's variables" in readme.words()
 
-    def test_the_examples_are_what_a_session_gives(self) -> None:
-        key = "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+    def test_the_examples_are_what_a_session_gives(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = (ROOT / "tests/unit/ssh-ed25519-cert.pub").read_text()
+        told = '[ $1 = -u ] && echo 1000 || printf "ubuntu\\0sudo\\0"'
+        (tmp_path / "id").write_text(f"#!/bin/sh\n{told}\n")
+        (tmp_path / "id").chmod(0o755)
+        monkeypatch.setattr(accounts, "ID", str(tmp_path / "id"))
         context = {
             "TATTLE_TIME": "1767323045678901234",
             "TATTLE_UPTIME": "161000000000",
@@ -485,7 +491,7 @@ class TestFields:
             "TATTLE_INSTANCE": "i-abc123abc123",
             "TATTLE_BOOT": "0b4f6c1e-5a3d-4c2b-9e8f-7a6b5c4d3e2f",
             "TATTLE_UNVERIFIED_SSH_CONNECTION": "1.2.3.4 50022 10.0.0.5 22",
-            "TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": f"publickey ssh-ed25519 {key}\n",
+            "TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": f"publickey {key}",
         }
         pam = {
             "PAM_SERVICE": "sshd",

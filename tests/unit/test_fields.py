@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from standins.imds import identity_document
+from tattle.event import accounts
 from tattle.event.fields import (
     DEFAULT,
     FROM_INSTANCE,
@@ -147,8 +149,68 @@ def test_a_sessions_opening_and_closing_share_its_id() -> None:
         assert session_id(session(context={**context, name: ""})) is None
 
 
+def test_who_reported_it_is_the_hook_unless_a_witness_says_so() -> None:
+    for told in ("logind", "process"):
+        assert said(session(context={"TATTLE_REPORTED_BY": told}), ("reported_by",)) == {
+            "reported_by": told
+        }
+    assert said(session(), ("reported_by",)) == {"reported_by": "pam"}
+
+
+def test_only_a_line_feed_ends_what_sshd_says_of_a_method() -> None:
+    """A client chooses its user name for hostbased. sshd refuses only a line feed in it."""
+    texts = [f"client user {separator}none" for separator in "\v\f\r\x1c\x85\u2028\u2029"]
+    info = "".join(f"hostbased ssh-rsa AAAA {text}\n" for text in texts)
+    ours = session(context={"TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": info})
+    assert said(ours, ("auth_method",)) == {"auth_method": ",".join(["hostbased"] * len(texts))}
+
+
+class TestAccounts:
+    @pytest.fixture(autouse=True)
+    def _id(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.accounts = accounts.Accounts()
+        self.runs = tmp_path / "runs"
+        self.program = tmp_path / "id"
+        monkeypatch.setattr(accounts, "ID_SECONDS", 0.5)
+        monkeypatch.setattr(accounts, "ID", str(self.program))
+        self.script("exec /usr/bin/id")
+
+    def script(self, command: str) -> None:
+        self.program.write_text(f'#!/bin/sh\necho "$*" >>{self.runs}\n{command} "$@"\n')
+        self.program.chmod(0o755)
+
+    def test_a_user_has_a_number_and_groups(self) -> None:
+        for _ in range(2):  # once asked for
+            assert (self.accounts.uid("root"), self.accounts.groups("root")) == (0, ["root"])
+        assert self.runs.read_text() == "-u -- root\n-Gnz -- root\n"
+
+    @pytest.mark.parametrize("user", ["no such user", "-u", "--help", "", "\udcff", "a\0b"])
+    def test_who_is_none_has_neither(self, user: str) -> None:
+        assert (self.accounts.uid(user), self.accounts.groups(user)) == (None, None)
+
+    def test_a_directory_that_is_silent_is_not_asked_again_for_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.script("exec sleep 60 #")
+        for _ in range(3):
+            assert (self.accounts.uid("root"), self.accounts.groups("root")) == (None, None)
+        assert len(self.runs.read_text().splitlines()) == 1
+        self.script("exec /usr/bin/id")
+        self.accounts._ask_from = 0.0
+        assert self.accounts.uid("root") == 0
+
+
 @pytest.mark.parametrize(
-    "told", ["", "1.2.3.4 5 6", "h p l q", "1 2 3 4 5", "h 1e3 l 2", "h " + "9" * 5000 + " l 2"]
+    "told",
+    [
+        "",
+        "1.2.3.4 5 6",
+        "h p l q",
+        "1 2 3 4 5",
+        "h 1e3 l 2",
+        "UNKNOWN 65535 UNKNOWN 65535",
+        "h " + "9" * 5000 + " l 2",
+    ],
 )
 def test_a_connection_that_is_none_is_null(told: str) -> None:
     assert connection(session(context={"TATTLE_UNVERIFIED_SSH_CONNECTION": told})) is None

@@ -1,4 +1,4 @@
-"""A key's fingerprint is what ssh-keygen says it is, and null where that says nothing."""
+"""Of a key and a certificate we say what ssh-keygen says, and null where that says nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from support import need
-from tattle.event import fields
-from tattle.event.fields import fingerprint
+from tattle.event import keys
+from tattle.event.keys import certificate, fingerprint
 
 # OpenSSH 10.6 made it, and says so of it. Earlier versions do not know this type.
 NEW_CERTIFICATE = Path(__file__).with_name("ssh-mldsa44-ed25519-cert.pub")
@@ -21,8 +21,10 @@ NEW_FINGERPRINT = "SHA256:ESIMzM4oMRLhwV+FGzHpzykcbbH0QEn5W7c3Co5tK/o"
 @pytest.fixture(autouse=True)
 def _nothing_cached() -> Iterator[None]:
     fingerprint.cache_clear()
+    certificate.cache_clear()
     yield
     fingerprint.cache_clear()
+    certificate.cache_clear()
 
 
 def keygen(*arguments: str) -> str:
@@ -51,6 +53,39 @@ def test_of_a_certificate_it_is_the_certified_keys(key: Path) -> None:
     assert fingerprint(certificate) == keygen("-lf", str(key)).split()[1]
 
 
+def certified(key: Path, key_id: str, serial: str, *options: str) -> str:
+    """A certificate of the key, by a key beside it."""
+    authority = key.with_name("authority")
+    if not authority.exists():
+        keygen("-q", "-t", "ecdsa", "-N", "", "-f", str(authority))
+    keygen("-q", "-s", str(authority), "-I", key_id, "-z", serial, *options, str(key))
+    return key.with_name("key-cert.pub").read_text()
+
+
+@pytest.mark.parametrize("key_id", ["alice@example.com", "é \t$x ☎", "", 'a" b: "'])
+def test_a_certificate_has_a_key_id_a_serial_and_an_authority(key_id: str, key: Path) -> None:
+    told = certificate(certified(key, key_id, str(2**64 - 1), "-n", "ubuntu"))
+    ca = keygen("-lf", str(key.with_name("authority.pub"))).split()[1]
+    assert told == {"key_id": key_id, "serial": str(2**64 - 1), "ca": ca}
+
+
+def test_a_key_id_without_end_is_cut(key: Path) -> None:
+    told = certificate(certified(key, "x" * 100_000, "0"))
+    assert told
+    assert told["key_id"] == "x" * 1000 + "…"
+
+
+@pytest.mark.parametrize(
+    ("key_id", "principal"),
+    [('a"\n        Serial: 99', "ubuntu"), ("a", 'x\n        Key ID: "root"')],
+)
+def test_of_a_certificate_that_reads_two_ways_nothing_is_said(
+    key_id: str, principal: str, key: Path
+) -> None:
+    assert certificate(certified(key, key_id, "1", "-n", principal)) is None
+    assert certificate(key.read_text()) is None  # a key is none
+
+
 def test_of_a_certificate_of_a_new_type_it_is_right_or_null() -> None:
     assert fingerprint(NEW_CERTIFICATE.read_text()) in (NEW_FINGERPRINT, None)
 
@@ -71,6 +106,7 @@ def test_of_a_certificate_of_a_new_type_it_is_right_or_null() -> None:
 )
 def test_there_is_none_of_what_is_no_key(rubbish: str) -> None:
     assert fingerprint(rubbish) is None
+    assert certificate(rubbish) is None
 
 
 class Keygen:
@@ -79,7 +115,7 @@ class Keygen:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.path = folder / "ssh-keygen"
         self.runs = folder / "runs"
-        patch.setattr(fields, "KEYGEN", str(self.path))
+        patch.setattr(keys, "KEYGEN", str(self.path))
 
     def script(self, text: str) -> None:
         self.path.write_text(
@@ -97,7 +133,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keygen:
 def test_there_is_none_if_ssh_keygen_hangs_says_something_else_or_is_missing(
     answer: str | None, script: Keygen, key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fields, "KEYGEN_SECONDS", 0.2)
+    monkeypatch.setattr(keys, "KEYGEN_SECONDS", 0.2)
     if answer:
         script.script(answer)
     assert fingerprint(key.read_text()) is None

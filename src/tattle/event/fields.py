@@ -1,20 +1,19 @@
 """The event's `detail`: the fields of a session event, in the order that the site asks for.
 
-A session and the identity document become JSON; ssh-keygen is asked about keys.
+A session and the identity document become JSON; ssh-keygen is asked about keys, id about users.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-import re
-import subprocess
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tattle.event.accounts import ACCOUNTS
+from tattle.event.keys import certificate, fingerprint
 from tattle.login.pam import Session, age
 
 if TYPE_CHECKING:
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT = ("username", "remote_host", "session")
 ABSENT = object()  # the field has no meaning here and is left out; None becomes null
-KEYGEN = "/usr/bin/ssh-keygen"
-KEYGEN_SECONDS = 5  # it takes some milliseconds
+WITNESSES = ("logind", "process")  # TATTLE_REPORTED_BY, where it was not the hook
 
 
 def detail(
@@ -72,6 +70,12 @@ def hostname(session: Session) -> str:
     return session.context.get("TATTLE_HOST", own)
 
 
+def reported_by(session: Session) -> str:
+    """Return who saw that the session opened or closed: `pam`, `logind` or `process`."""
+    witness = session.context.get("TATTLE_REPORTED_BY")
+    return witness if witness in WITNESSES else "pam"
+
+
 def duration(session: Session) -> object:
     """Return the whole seconds since the session's process started, once it has closed."""
     if session.state != "closed":
@@ -87,34 +91,14 @@ def auth_method(session: Session) -> str | None:
 
 def key_fingerprint(session: Session) -> str | None:
     """Return what `ssh-keygen -l` prints for the key that let the user in: `SHA256:…`."""
-    for line in _auth_info(session):
-        method, _, key = line.partition(" ")
-        if method in ("publickey", "hostbased"):
-            return fingerprint(key)
-    return None
+    key = _key(session)
+    return fingerprint(key) if key else None
 
 
-@functools.lru_cache(maxsize=1024)
-def fingerprint(key: str) -> str | None:
-    """Return the SHA256 fingerprint of a public key or certificate `type base64`, if it is one.
-
-    ssh-keygen(1) says what it is: it knows the same types as the sshd beside it. Of a certificate
-    it prints the fingerprint of the key that it certifies. It takes milliseconds.
-    """
-    try:
-        done = subprocess.run(
-            [KEYGEN, "-lf", "-"],
-            input=" ".join(key.split()[:2]) + "\n",
-            capture_output=True,
-            text=True,
-            env={},
-            timeout=KEYGEN_SECONDS,
-            check=True,
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    printed = re.fullmatch(r"\d+ (SHA256:[A-Za-z0-9+/]{43}) .*\n", done.stdout)
-    return printed[1] if printed else None
+def certificate_of(session: Session) -> dict[str, str] | None:
+    """Return what `ssh-keygen -L` prints of the certificate that let the user in."""
+    key = _key(session)
+    return certificate(key) if key else None
 
 
 def connection(session: Session) -> dict[str, object] | None:
@@ -123,6 +107,8 @@ def connection(session: Session) -> dict[str, object] | None:
         host, port, local_host, local_port = session.context[
             "TATTLE_UNVERIFIED_SSH_CONNECTION"
         ].split()
+        if "UNKNOWN" in (host, local_host):  # sshd's word for what is no IP: a socket of AF_UNIX
+            return None
         return {
             "remote_host": host,
             "remote_port": int(port),
@@ -143,7 +129,18 @@ def rfc3339(session: Session) -> str | None:
 
 
 def _auth_info(session: Session) -> list[str]:
-    return session.context.get("TATTLE_UNVERIFIED_SSH_AUTH_INFO_0", "").splitlines()
+    """Return sshd's lines `METHOD KEY` or `METHOD TEXT`. A text may hold any other separator."""
+    lines = session.context.get("TATTLE_UNVERIFIED_SSH_AUTH_INFO_0", "").split("\n")
+    return [line for line in lines if line]
+
+
+def _key(session: Session) -> str | None:
+    """Return the first key that let the user in, `type base64` and maybe more."""
+    for line in _auth_info(session):
+        method, _, key = line.partition(" ")
+        if method in ("publickey", "hostbased"):
+            return key
+    return None
 
 
 def _digest(facts: object) -> str:
@@ -162,10 +159,14 @@ FROM_SESSION: dict[str, Callable[[Session], object]] = {
     "event_id": event_id,
     "session_id": session_id,
     "duration": duration,
+    "reported_by": reported_by,
+    "uid": lambda session: ACCOUNTS.uid(session.pam["PAM_USER"]),
+    "groups": lambda session: ACCOUNTS.groups(session.pam["PAM_USER"]),
 }
 FROM_SSHD: dict[str, Callable[[Session], object]] = {
     "auth_method": auth_method,
     "key_fingerprint": key_fingerprint,
+    "certificate": certificate_of,
     "connection": connection,
 }
 FROM_INSTANCE = {

@@ -19,7 +19,7 @@ from tattle.login.spool import (
 )
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
-UNVERIFIED_LIMIT = 16_384  # bytes: more than sshd ever says, less than would fill a spool
+UNVERIFIED_LIMIT = 131_072  # bytes: the longest variable that execve(2) takes
 # Where an instance finds its id without asking IMDS: Nitro's firmware has it ("Identify EC2
 # instances" in the EC2 user guide), and cloud-init keeps it, also on Xen.
 INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/var/lib/cloud/data/instance-id")
