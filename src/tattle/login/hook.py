@@ -19,7 +19,7 @@ from tattle.login.spool import (
 )
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
-UNVERIFIED_LIMIT = 131_072  # bytes: the longest variable that execve(2) takes
+UNVERIFIED_LIMIT = 16_384  # bytes of one of those where records wait in memory
 # Where an instance finds its id without asking IMDS: Nitro's firmware has it ("Identify EC2
 # instances" in the EC2 user guide), and cloud-init keeps it, also on Xen.
 INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/var/lib/cloud/data/instance-id")
@@ -103,7 +103,7 @@ def context(untrusted: bytes) -> bytes:
     facts = [
         b"TATTLE_UNVERIFIED_" + variable
         for variable in untrusted.split(b"\0")
-        if variable.startswith(UNVERIFIED) and len(variable) <= UNVERIFIED_LIMIT
+        if variable.startswith(UNVERIFIED)
     ]
     facts += [
         b"TATTLE_TIME=%d" % time.time_ns(),
@@ -164,7 +164,7 @@ def store(record: bytes) -> "tuple[Spool, str]":
     for path in (PATH, EMERGENCY_PATH):
         try:
             spool = Spool(path)
-            name = spool.accept(record)
+            name = spool.accept(record if path == PATH else brief(record))
         except Exception as error:
             faults.append(f"{path}: {error}")
         else:
@@ -175,6 +175,15 @@ def store(record: bytes) -> "tuple[Spool, str]":
 
     message = f"an event is lost: {'; '.join(faults)}: {record!r}"
     raise TattleError(message, posix.EX_CANTCREAT, "sudo tattle check")
+
+
+def brief(record: bytes) -> bytes:
+    """Return the record without a large variable of sshd's: a certificate may have 100 kB."""
+    return b"\0".join(
+        variable
+        for variable in record.split(b"\0")
+        if len(variable) <= UNVERIFIED_LIMIT or not variable.startswith(b"TATTLE_UNVERIFIED_")
+    )
 
 
 def limited() -> bool:
