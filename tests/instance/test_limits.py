@@ -4,15 +4,27 @@ accepted, or its failure is reported; never a traceback, never a core."""
 from __future__ import annotations
 
 import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from standins.instance import SPOOL, TATTLE, Hook, HookResult, Instance, prepared
+from standins.instance import (
+    SPOOL,
+    SYSTEM_PYTHON,
+    TATTLE,
+    Hook,
+    HookResult,
+    Instance,
+    prepared,
+)
 from support import cgroup, eventually, need_root
 from tattle.shell import recipe
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
+LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 PRLIMIT = "/usr/bin/prlimit"
 CAP_SYS_RESOURCE = 1 << 24  # linux/capability.h
 UNABLE = ["/usr/bin/setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"]
@@ -288,12 +300,16 @@ def test_a_huge_environment_is_only_passed_over(instance: Instance, count: int, 
     assert entry.detail["username"] == "ubuntu"
 
 
-def test_what_sshd_says_is_not_kept_beyond_measure(instance: Instance) -> None:
+def test_in_memory_what_sshd_says_is_not_kept_beyond_measure(instance: Instance) -> None:
     instance.eventbridge.set(fault="refuse")
     variables = [("SSH_CONNECTION", "x" * 100_000), ("SSH_AUTH_INFO_0", "y" * 100_000)]
-    instance.hook(before=variables)
-    (record,) = instance.spool()
-    assert instance.path(f"{SPOOL}/{record}").stat().st_size < 1000
+    instance.run(["mount", "-o", "remount,ro", "/var/spool"], check=True)
+    try:
+        instance.hook(before=variables)
+    finally:
+        instance.run(["mount", "-o", "remount,rw", "/var/spool"], check=True)
+    (record,) = instance.path("/run/tattle-spool").glob("[0-9]*")
+    assert record.stat().st_size < 1000
 
 
 # Real ones: pam_limits sets them for alice, sshd runs the hook under them
@@ -313,3 +329,61 @@ def test_a_login_under_limits_of_pam_limits_is_reported_from_open_to_close(
     assert [one["username"] for one in details] == ["alice", "alice"]
     assert {one["session"] for one in details} == {"opened", "closed"}
     assert instance.log() == []
+
+
+# What a user may take from everybody
+
+PORTS = "/proc/sys/net/ipv4/ip_local_port_range"
+HOLD = (
+    "import contextlib, socket, sys\n"
+    "held = [socket.socket() for _ in range(int(sys.argv[1]), int(sys.argv[2]) + 1)]\n"
+    "for port, one in enumerate(held, int(sys.argv[1])):\n"
+    "    with contextlib.suppress(OSError):  # a connection that has just ended holds it\n"
+    "        one.bind(('', port))\n"
+    "print('held', flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+@contextmanager
+def held(box: Instance, first: int, last: int, user: str) -> Iterator[None]:
+    """A user holds these ports while entered."""
+    command = [SYSTEM_PYTHON, "-ISc", HOLD, str(first), str(last)]
+    pipe = subprocess.PIPE
+    with box.popen(command, user=user, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.communicate()
+
+
+@pytest.fixture
+def few_ports(instance: Instance) -> Iterator[Instance]:
+    """The instance, where a connection gets one of ten ports by itself. (Inside, /proc/sys can't be
+    written. The file is the network namespace's.)"""
+
+    def set_range(ports: str) -> None:
+        inside = ["nsenter", f"--net={instance.network}", "/bin/sh", "-c"]
+        subprocess.run([*inside, f"echo {ports} >{PORTS}"], check=True)
+
+    default = instance.read(PORTS)
+    set_range("40000 40009")
+    try:
+        yield instance
+    finally:
+        set_range(default)
+
+
+def test_a_user_who_holds_every_port_holds_up_no_event(few_ports: Instance) -> None:
+    with held(few_ports, 40000, 40009, "alice"):
+        assert few_ports.hook().returncode == 0
+        few_ports.eventbridge.wait_for(1)
+        assert few_ports.run([TATTLE], env=LOGIN).returncode == 0
+    assert few_ports.log_with("no port above 1023 is free: connected from port ")
+
+
+def test_where_none_below_is_free_either_the_want_of_ports_is_named(few_ports: Instance) -> None:
+    with held(few_ports, 40000, 40009, "alice"), held(few_ports, 600, 1023, "root"):
+        done = few_ports.run([TATTLE], env=LOGIN)
+    assert done.returncode == 69
+    assert "can't be reached: no local port is free → a user holds all ports" in done.stderr

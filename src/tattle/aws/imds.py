@@ -52,7 +52,7 @@ FAULTY = "try again; if it stays so, look at what answers at that address"
 
 THROTTLED = "nothing: it is tried again. If it lasts, find out who asks IMDS so often"
 # Who has them can be seen by root only: ss(8).
-PORTS = "a user holds all ports, who? sudo ss -tanpe; sudo sysctl net.ipv4.ip_local_port_range"
+PORTS = "a user holds all ports, who? sudo ss -tanpe"
 
 NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")  # of a partition or a domain
 LONGEST_TAG = 256  # characters, says EC2
