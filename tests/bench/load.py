@@ -17,7 +17,7 @@ CALL_SECONDS = 0.02  # that EventBridge takes for one
 
 def come_to_rest(box: Instance) -> None:
     """Wait until everything is sent, and end the deliverer, which would stay for more."""
-    while box.spool():
+    while box.records():
         time.sleep(0.01)
     box.kill_deliverers()
     be_alone(box)
@@ -73,7 +73,7 @@ def backlog(box: Instance, records: int) -> tuple[list[float], float]:
     with box.session() as session:
         with box.locked() as spool:  # no deliverer starts
             session.run(Hook())
-            (first,) = box.spool()
+            (first,) = box.records()
             for number in range(1, records):
                 os.link(spool / first, spool / f"{int(first[:20]) + number:020d}-1")
             waits = [session.run(Hook())[0].seconds for _ in range(HOOKS)]

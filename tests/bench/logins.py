@@ -153,7 +153,7 @@ def measure(
 
 def run(box: Instance, session: Session, kind: str, hook: Hook, runs: Runs) -> None:
     """Run it once everything has been sent, and wait for its event."""
-    while box.spool():
+    while box.records():
         time.sleep(0.01)
     if kind != "there":
         box.kill_deliverers()
