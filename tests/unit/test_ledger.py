@@ -260,6 +260,19 @@ def test_a_ledger_that_can_t_say_when_it_began_begins_anew(
     assert before <= (ledger.since(spools[0]) or 0) <= time.time()
 
 
+def test_each_time_that_an_upgrade_is_taken_back_1_1_can_move_the_ledger_away(
+    spools: list[Spool],
+) -> None:
+    for _ in range(2):
+        spools[0].accept(OPENED)
+        send(spools, [])
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{spools[0].path}/{REJECTED}")
+        os.rename(f"{spools[0].path}/{OPEN}", f"{spools[0].path}/{REJECTED}/{OPEN}")
+        ledger.begin(spools[0])
+        assert ledger.names(spools[0]) == [], "1.1 may have sent their `closed`"
+
+
 def test_systemd_s_own_sessions_which_another_process_closes_are_left_alone(
     spools: list[Spool],
 ) -> None:

@@ -53,6 +53,8 @@ def begin(spool: Spool) -> None:
     path = f"{OPEN}/{SINCE}"
     if (since(spool) or math.inf) <= time.time():
         return
+    # 1.1 moves `open/` there if an upgrade is taken back: it must be able to do so again.
+    _move(spool, f"{REJECTED}/{OPEN}", f"{REJECTED}/{OPEN}-{time.time_ns()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(OPEN, 0o700, dir_fd=spool.fd)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -68,8 +70,7 @@ def begin(spool: Spool) -> None:
 def since(spool: Spool) -> float | None:
     """Return the seconds since the epoch at which this ledger began; None if there is none.
 
-    A session that is older may have been reported by a tattle without a ledger. (1.1, if an upgrade
-    is taken back, moves `open/` to `rejected/`, and a later upgrade begins another.)
+    A session that is older may have been reported by a tattle without a ledger.
     """
     try:
         return int(_read(spool, f"{OPEN}/{SINCE}")) / 1e9

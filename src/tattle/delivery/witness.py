@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 LOGINCTL = "/usr/bin/loginctl"
 LOGIND = "/run/systemd/sessions"  # is there where a logind runs
-SECONDS = 3.0  # for all that is asked of logind in one look: it takes some 15 ms
+SECONDS = (
+    5.0  # for all that is asked of logind in one look. It takes some 15 ms, of a CPU that is free
+)
 MATURE_SECONDS = 60.0  # within which a hook has long reported its session
 PROPERTIES = ("Id", "Name", "RemoteHost", "Service", "Leader", "TimestampMonotonic", "TTY")
 
