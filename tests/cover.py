@@ -20,7 +20,7 @@ from pathlib import Path
 
 import coverage
 
-from support import ARTIFACT, copy_checkout, repacked
+from support import ARTIFACT, copy_checkout, mount_own_cache, repacked
 
 PLACE = "/opt"  # which instances show as it is
 # They run nothing of src/tattle.
@@ -57,6 +57,7 @@ def begin():
     import atexit
     import os
     import posix
+    import signal
     import time
 
     import coverage
@@ -64,15 +65,18 @@ def begin():
     coverage.Coverage(config_file={settings!r}).start()
     posix._exit = os._exit  # the hook's; coverage has patched the other
     atexit.register(lambda: coverage.Coverage.current().save())
-    sleep, saved = time.sleep, [0.0]
+    saved = [0.0]
 
-    def sleep_and_save(seconds):  # for those whom a test kills
-        if time.monotonic() - saved[0] > 0.2:
-            coverage.Coverage.current().save()
-            saved[0] = time.monotonic()
-        sleep(seconds)
+    def saving(sleep):  # for those whom a test kills
+        def save_and_sleep(*arguments):
+            if time.monotonic() - saved[0] > 0.2:
+                coverage.Coverage.current().save()
+                saved[0] = time.monotonic()
+            return sleep(*arguments)
 
-    time.sleep = sleep_and_save
+        return save_and_sleep
+
+    time.sleep, signal.sigtimedwait = saving(time.sleep), saving(signal.sigtimedwait)
 
 
 begin()
@@ -93,7 +97,8 @@ sys.path.remove({library!r})
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder with a mount in it: instances are read-only but for mounts."""
+    """A folder with a mount in it that is not read-only in instances (see instance_setup.sh)."""
+    mount_own_cache()  # in namespaces of one's own: the machine sees no mount
     with tempfile.TemporaryDirectory(prefix="tattle-coverage-", dir=PLACE) as folder:
         work = Path(folder)
         work.chmod(0o755)
