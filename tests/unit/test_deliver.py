@@ -244,7 +244,9 @@ def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
     for number in range(3):
         in_process.put(number)
     # A round: the whole call, then three single ones. Three rounds fail, the fourth succeeds.
-    eventbridge.set(fault="validation", fault_share=(1, 4), rejections=[Rejection("opened", times=9)])
+    eventbridge.set(
+        fault="validation", fault_share=(1, 4), rejections=[Rejection("opened", times=9)]
+    )
     assert in_process.deliverer.run(linger=0)
     assert users(eventbridge) == ["u0000", "u0001", "u0002"]
     assert len(eventbridge.calls()) == 16
