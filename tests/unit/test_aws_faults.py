@@ -189,7 +189,7 @@ def name(fault: Fault) -> str:
 @pytest.fixture(autouse=True)
 def _impatient(on_ec2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "SECOND_TRY_SECONDS", 0)
-    monkeypatch.setattr(check_aws, "TIMEOUT", TIMEOUT)
+    monkeypatch.setattr(check_aws, "INTERACTIVE_TIMEOUT", TIMEOUT)
 
 
 def send(config: Config | None = None) -> None:
