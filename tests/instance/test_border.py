@@ -230,8 +230,9 @@ def test_who_hangs_before_it_has_a_lock_is_ended(artifact: Path, tmp_path: Path)
         eventually(lambda: box.processes(f"{TATTLE} deliver"))
         eventually(lambda: not box.processes(f"{TATTLE} deliver"))
         os.close(fd)
+        box.install(artifact)  # which has the time to unpack
         assert session.hook().returncode == 0
-        box.eventbridge.wait_for(2)
+        box.eventbridge.wait_for(2, timeout=30)
 
 
 def held(artifact: Path, to: Path) -> Path:

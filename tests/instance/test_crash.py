@@ -154,6 +154,7 @@ class TestTheHook:
         assert not before & {*counts}
         after = {str(call) for call in calls[renamed + 1 :]}
         assert after <= {*counts}
+        assert "rejected" not in box.spool(), "nothing by half"
 
     def test_a_record_has_its_name_once_it_is_whole_and_no_login_waits_for_a_disk(
         self, box: Instance

@@ -13,7 +13,8 @@ import threading
 
 import tattle
 from tattle.errors import TattleError
-from tattle.login.hook import SIGNALS, leave_cgroups, lift_limits, reset_timer_slack, write
+from tattle.login.hook import SIGNALS
+from tattle.login.process import leave_cgroups, lift_limits, reset_timer_slack, write
 
 # For all that comes before a lock: nobody watches a process that has none. Long enough to unpack
 # where the CPU's credits are spent.

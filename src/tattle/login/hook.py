@@ -10,6 +10,7 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
+from tattle.login.process import leave_cgroups, lift_limits, reset_timer_slack
 from tattle.login.spool import (
     EMERGENCY_PATH,
     PATH,
@@ -25,12 +26,8 @@ UNVERIFIED_LIMIT = 16_384  # bytes of one of those where records wait in memory
 INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/var/lib/cloud/data/instance-id")
 WAIT_SECONDS = 5.0  # for --wait without a number
 LONGEST_WAIT_SECONDS = 600.0
-TIMER_SLACK_NS = b"50000"  # the kernel's own
 POLL_SECONDS = 0.005  # between two looks while --wait waits
-CGROUPS = ("", "unified/", "systemd/")  # below /sys/fs/cgroup: one hierarchy, or a hybrid's two
-USERS_OWN_CGROUP = (
-    b"/user@"  # systemd's user managers: what is below is the user's to freeze or kill
-)
+USERS_OWN_CGROUP = b"/user@"  # a user's service manager: what is below, they can freeze or kill
 LIMITS = (b"Max cpu time ", b"Max file size ", b"Max data size ", b"Max address space ")
 FROM_TERMINAL = (1, 2, 3, 20)  # SIGHUP, SIGINT, SIGQUIT, SIGTSTP
 # All signals but SIGKILL and SIGSTOP, and glibc's own two
@@ -79,7 +76,7 @@ def run(arguments: "list[str]") -> int:
     spool, name = store(record)
     try:
         start_deliverer(spool)
-    except OSError as error:
+    except Exception as error:
         log(f"can't start a deliverer, the event waits for the next login: {error}")
         sync(spool, name)
         return posix.EX_TEMPFAIL if seconds else 0
@@ -186,34 +183,17 @@ def brief(record: bytes) -> bytes:
     )
 
 
-def limited() -> bool:
-    """Tell whether a limit may stop root from writing a file or from starting Python.
+def free_process() -> None:
+    """Undo what would stop or freeze a deliverer as it starts: only su and sudo hand that on.
 
-    (To ask the kernel by the resource module takes ten times as long.)
+    (To ask the kernel for limits by the resource module takes ten times as long.)
     """
     limits = read("/proc/self/limits").splitlines()
-    return any(line.startswith(LIMITS) and line.count(b"unlimited") < 2 for line in limits)
-
-
-def lift_limits() -> None:
-    """Undo the limits that would stop root from writing a file or starting Python; no core."""
-    import resource
-
-    free = resource.RLIM_INFINITY
-    for limit, soft, hard in (
-        (resource.RLIMIT_CORE, 0, 0),
-        (resource.RLIMIT_NOFILE, 1024, max(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
-        (resource.RLIMIT_STACK, 8 * 1024**2, free),
-        (resource.RLIMIT_FSIZE, free, free),
-        (resource.RLIMIT_AS, free, free),
-        (resource.RLIMIT_DATA, free, free),
-        (resource.RLIMIT_CPU, free, free),
-    ):
-        try:
-            resource.setrlimit(limit, (soft, hard))
-        except (OSError, ValueError):  # a container without CAP_SYS_RESOURCE: as far as it goes
-            allowed = resource.getrlimit(limit)[1]
-            resource.setrlimit(limit, (allowed, allowed))
+    limited = any(line.startswith(LIMITS) and line.count(b"unlimited") < 2 for line in limits)
+    if limited:
+        lift_limits()
+    if USERS_OWN_CGROUP in read("/proc/self/cgroup"):
+        leave_cgroups()  # which takes 10 ms
 
 
 def start_deliverer(spool: Spool) -> None:
@@ -224,10 +204,7 @@ def start_deliverer(spool: Spool) -> None:
     """
     if spool.has_standby():
         return
-    if USERS_OWN_CGROUP in read("/proc/self/cgroup"):
-        leave_cgroups()  # only su and sudo pay for it: 10 ms
-    if limited():
-        lift_limits()
+    free_process()
     archive = sys.argv[0]
     posix.posix_spawn(
         archive,
@@ -249,33 +226,6 @@ def sync(spool: Spool, name: str) -> None:
         spool.sync([name])
     except OSError as error:
         log(f"can't be sure that an event is on disk: {error}")
-
-
-def leave_cgroups() -> None:
-    """Leave the login's cgroup.
-
-    The kernel moves none before each CPU has switched tasks, which takes some 10 ms: favordynmods
-    in https://docs.kernel.org/admin-guide/cgroup-v2.html
-    """
-    for hierarchy in CGROUPS:
-        write(f"/sys/fs/cgroup/{hierarchy}cgroup.procs", b"0")
-
-
-def reset_timer_slack() -> None:
-    """Let sleeps end in time: a caller's timer slack, which su hands on, can be years."""
-    write("/proc/self/timerslack_ns", TIMER_SLACK_NS)
-
-
-def write(path: str, value: bytes) -> None:
-    """Write to a file of the kernel's, if it is there and ours to write. Make none."""
-    try:
-        fd = posix.open(path, posix.O_WRONLY)
-        try:
-            posix.write(fd, value)
-        finally:
-            posix.close(fd)
-    except OSError:
-        pass
 
 
 def seconds_to_wait(arguments: "list[str]") -> float:
