@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
-LOGINCTL = "/usr/bin/loginctl"
+LOGINCTL = "/bin/loginctl"  # not in /usr/bin where the two are not one, as on an upgraded Debian 11
 LOGIND = "/run/systemd/sessions"  # is there where a logind runs
 SECONDS = (
     5.0  # for all that is asked of logind in one look. It takes some 15 ms, of a CPU that is free
