@@ -78,10 +78,10 @@ class TestAfterARefusal:
     def test_a_newer_record_cuts_a_long_pause_short(self) -> None:
         due = Due(0.0, longest)
         for _ in range(6):
-            due.note(Outcome(refusal=REFUSED), ["a"], 0)
-        assert due.seconds(["a"], 0) == 32
-        assert due.seconds(["a", "b"], 0) == RECORD_WAKES_AFTER
-        assert due.names(["a", "b"], RECORD_WAKES_AFTER) == ["a", "b"]
+            due.note(Outcome(refusal=REFUSED), ["a", "b"], 0)
+        assert due.seconds(["a", "b"], 0) == due.seconds(["a"], 0) == 32
+        assert due.seconds(["a", "b", "c"], 0) == RECORD_WAKES_AFTER
+        assert due.names(["a", "c"], RECORD_WAKES_AFTER) == ["a", "c"]
 
     def test_somebody_who_asks_ends_it(self) -> None:
         due = Due(0.0, longest)
@@ -99,21 +99,25 @@ class TestAfterALostAnswer:
         assert due.names(["a", "b"], 59.9) == ["b"]
         assert due.names(["a"], 60) == ["a"]
 
+    @pytest.mark.parametrize("began", [0.0, 5000.0])
+    @pytest.mark.parametrize("late", [0.0, 1.0])
     def test_they_are_sent_five_times_in_a_quarter_of_an_hour_and_then_left_to_the_next(
-        self,
+        self, began: float, late: float
     ) -> None:
-        due, now, sent = Due(0.0, longest), 0.0, []
+        due, now, sent = Due(began, longest), began, []
         while not due.gives_up(["a"], now):
             assert due.names(["a"], now) == ["a"]
-            sent.append(now)
+            sent.append(now - began)
             due.note(unanswered("a", delivered=1), ["a"], now)
-            now += max(0.0, min(due.seconds(["a"], now), 1e6))
-        assert sent == [0, 60, 180, 420, 900]
+            now += max(0.0, min(due.seconds(["a"], now), 1e6)) + late
+        assert sent == [at + n * late for n, at in enumerate([0, 60, 180, 420, 900])]
 
     @pytest.mark.parametrize("silent", [1, 2])
     def test_a_second_one_in_a_row_is_an_outage(self, silent: int) -> None:
         due = Due(0.0, longest)
         names = ["a", "b", "c"]
+        due.note(Outcome(delivered=1), ["0", *names], 0)
+        assert due.names(names, 0) == names
         for name in names[:silent]:
             due.note(unanswered(name), names, 0)
         assert due.names(names, 0) == ([] if silent == 2 else ["b", "c"])
