@@ -233,7 +233,9 @@ class TestInstall:
                 ran(run(bare, readme.text("pam-line-sudo")))
             assert bare.read("/etc/pam.d/sudo") == stock + line
             assert bare.read("/etc/pam.d/sudo-i") == expected
-        bare.write("/etc/pam.d/su", bare.read("/etc/pam.d/su") + readme.text("pam-lines-su"))
+        for path in ("/etc/pam.d/su", "/etc/pam.d/su-l"):
+            if bare.path(path).exists() and not re.search(r"include\s+su$", bare.read(path), re.M):
+                bare.write(path, bare.read(path) + readme.text("pam-lines-su"))
         ran(run(bare, readme.text("install") + readme.text("pam-lines")))
         found = ran(run(bare, "sudo /usr/local/bin/tattle check"))
         assert {"pam su", "pam sudo", "pam sudo-i"} <= {*re.findall(r"pam [a-z-]+", found)}
