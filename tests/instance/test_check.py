@@ -295,7 +295,7 @@ class TestTheUsersEnvironment:
     def test_stock_debian_lets_users_set_variables_and_so_may_an_included_file(
         self, box: Instance
     ) -> None:
-        box.configure_pam(lines=LINES)
+        box.configure_pam(lines=LINES, user_readenv=True)
         box.write("/etc/elsewhere/hole", f"# a comment\n{HOLE}")
         link = box.path("/etc/pam.d") / "hole"
         link.symlink_to("/etc/elsewhere/hole")

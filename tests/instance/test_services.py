@@ -4,6 +4,7 @@ one configuration file for all of them."""
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -42,9 +43,11 @@ HASH = (  # of PASSWORD, as crypt(5) writes it
 @pytest.fixture
 def box(instance: Instance) -> Instance:
     """The instance with tattle in every service's stack, as its README says."""
-    for service in ("sudo", "su", "login"):
+    for service in ("sudo", "su", "su-l", "login"):
         if instance.path(f"/etc/pam.d/{service}").exists():
             stock = instance.read(f"/etc/pam.d/{service}")
+            if re.search(r"include\s+su$", stock, re.MULTILINE):
+                continue
             line = f"session    optional     pam_exec.so {TATTLE}\n"
             if service != "login":
                 line = f"session    [success=ok default=die] pam_exec.so seteuid {TATTLE}\n"
