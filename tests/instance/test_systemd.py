@@ -90,7 +90,7 @@ PrivateDevices ProtectClock ProtectControlGroups ProtectHostname ProtectKernelLo
 ProtectKernelModules ProtectKernelTunables LockPersonality RestrictRealtime RestrictSUIDSGID
 SystemCallArchitectures
 """
-NO_RESTRICTIONS = "Type ExecStartPre ExecStart Restart RestartSec TimeoutStartSec Nice"
+NO_RESTRICTIONS = "Type ExecStartPre ExecStart TimeoutStartSec Nice"
 
 
 def test_there_is_no_restriction_that_is_not_tried(service: configparser.SectionProxy) -> None:
@@ -181,17 +181,6 @@ def test_where_there_is_no_spool_yet_there_is_nothing_to_say(
     done = instance.run(restricted(service, [TATTLE, "flush"]))
     assert (done.returncode, done.stdout) == (0, "0 delivered, 0 remain\n"), done
     assert instance.path(SPOOL).stat().st_mode & 0o777 == 0o700
-
-
-def test_nothing_else_keeps_it_from_the_network(service: configparser.SectionProxy) -> None:
-    """What restricted() does not do. systemd.resource-control(5), systemd.exec(5)."""
-    not_here = {
-        "IPAddressDeny",
-        "RestrictNetworkInterfaces",
-        "NetworkNamespacePath",
-        "JoinsNamespaceOf",
-    }
-    assert not not_here & {*service}
 
 
 @pytest.mark.root

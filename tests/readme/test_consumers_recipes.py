@@ -83,7 +83,6 @@ OF_THE_LANGUAGE = {
     "desc",
 }
 OF_THE_LANGUAGE |= {"and", "or", "not", "like"}
-COMING = {"reported_by", "certificate"}
 # Actions that know no resources: https://docs.aws.amazon.com/service-authorization/latest/reference/
 WITHOUT_RESOURCES = {"ec2:DescribeInstances", "cloudwatch:PutMetricData"}
 
@@ -208,7 +207,7 @@ class TestTemplates:
         comment, _, _ = recipe.text(name).partition("AWSTemplateFormatVersion")
         named = re.findall(r"(?m)^#   fields = (.*)$", comment)
         assert fields_used(name) | {*DEFAULT} == {*(named[0].split() if named else DEFAULT)}
-        assert fields_used(name) <= {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE, *COMING}
+        assert fields_used(name) <= {*FROM_SESSION, *FROM_SSHD, *FROM_INSTANCE}
 
     @each_template
     def test_it_works_in_every_partition(self, name: str) -> None:
