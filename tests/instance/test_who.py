@@ -416,8 +416,10 @@ class TestOnWhichMachine:
         box.write("/etc/tattle.conf", "[tattle]\nfields = hostname\n")
         with host_name(box, name):
             box.accept("ubuntu")
+            box.run([TATTLE, "check", "--send"])
         assert box.run([TATTLE, "flush"]).returncode == 0
-        assert box.eventbridge.details() == [{"hostname": name.decode(errors="backslashreplace")}]
+        told = {"hostname": name.decode(errors="backslashreplace")}
+        assert box.eventbridge.details() == [told, told]
 
 
 class TestRedelivery:

@@ -66,8 +66,12 @@ def session_id(session: Session) -> str | None:
 
 def hostname(session: Session) -> str:
     """Return the host name at that moment; for a record of tattle 1.1, the machine's own."""
-    own = os.fsencode(os.uname().nodename).decode(errors="backslashreplace")
-    return session.context.get("TATTLE_HOST", own)
+    return session.context.get("TATTLE_HOST") or own_hostname()
+
+
+def own_hostname() -> str:
+    """Return the machine's host name as it is now."""
+    return os.fsencode(os.uname().nodename).decode(errors="backslashreplace")
 
 
 def reported_by(session: Session) -> str:

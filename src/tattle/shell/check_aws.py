@@ -15,6 +15,7 @@ from tattle.aws.imds import REATTACH
 from tattle.aws.session import ROLE, arn, aws_session, find_credentials
 from tattle.errors import TattleError
 from tattle.event.config import PATH, Config, load
+from tattle.event.fields import own_hostname
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
 CLOCK_TOLERANCE = 240.0  # seconds; Signature Version 4 allows five minutes
@@ -143,7 +144,7 @@ def send(config: Config) -> Iterator[Finding]:
             "Source": config.source,
             "Resources": [publisher.resource],
             "DetailType": DETAIL_TYPE,
-            "Detail": json.dumps({"hostname": socket.gethostname()}),
+            "Detail": json.dumps({"hostname": own_hostname()}),
             **({"EventBusName": bus} if bus else {}),
         }
         try:
