@@ -19,7 +19,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(machine(), flush=True)
     pythons = find_pythons()
-    for table in tables(pythons, asked.beside, asked.rounds, seconds=30.0, records=10_000):
+    for table in tables(pythons, asked.beside, asked.rounds, seconds=60.0, records=10_000):
         print(f"\n{markdown(table)}", flush=True)
 
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from bench.logins import BARE
 from standins.instance import Hook, Instance
@@ -15,12 +16,13 @@ HOOKS = 20
 CALL_SECONDS = 0.02  # that EventBridge takes for one
 
 
-def come_to_rest(box: Instance) -> None:
-    """Wait until everything is sent, and end the deliverer, which would stay for more."""
+def settled_cpu_seconds(box: Instance) -> float:
+    """What deliverers took, once all is sent and the last one, which would stay, is ended."""
     while box.records():
         time.sleep(0.01)
     box.kill_deliverers()
     be_alone(box)
+    return box.orphans_cpu_seconds()
 
 
 def be_alone(box: Instance) -> None:
@@ -29,31 +31,30 @@ def be_alone(box: Instance) -> None:
         time.sleep(0.01)
 
 
-def steady(box: Instance, seconds: float) -> tuple[float, float]:
+def steady(boxes: Mapping[str, Instance], seconds: float) -> dict[str, tuple[float, float]]:
     """CPU seconds for an event, hook and deliverer, and for the bare interpreter, while ten logins
-    a second go on for so long."""
-    bare: list[float] = []
-    hooks: list[float] = []
-    come_to_rest(box)
-    sent, orphans = len(box.eventbridge.entries()), box.orphans_cpu_seconds()
-    began = time.monotonic()
-    with box.session() as session:
+    a second go on in each for so long."""
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in boxes}
+    before = {name: settled_cpu_seconds(box) for name, box in boxes.items()}
+    with ExitStack() as stack:
+        sessions = {name: stack.enter_context(box.session()) for name, box in boxes.items()}
+        began = time.monotonic()
         for number in range(int(seconds * PER_SECOND)):
             time.sleep(max(0, began + number / PER_SECOND - time.monotonic()))
-            hooks.append(session.hook().cpu_seconds)
-            bare.append(session.run(BARE)[0].cpu_seconds)
-    box.eventbridge.wait_for(sent + len(hooks), 30)
-    come_to_rest(box)
-    delivering = box.orphans_cpu_seconds() - orphans
-    return statistics.mean(hooks) + delivering / len(hooks), statistics.mean(bare)
+            for name, session in sessions.items():
+                hook, bare = (session.run(kind)[0].cpu_seconds for kind in (Hook(), BARE))
+                runs[name].append((hook, bare))
+    means = {name: [statistics.mean(kind) for kind in zip(*runs[name])] for name in boxes}
+    return {
+        name: (hook + (settled_cpu_seconds(boxes[name]) - before[name]) / len(runs[name]), bare)
+        for name, (hook, bare) in means.items()
+    }
 
 
 def single(boxes: Mapping[str, Instance], times: int) -> dict[str, float]:
     """CPU seconds for an event that nothing follows: the deliverer stays, and leaves by itself."""
     seconds = dict.fromkeys(boxes, 0.0)
-    for box in boxes.values():
-        come_to_rest(box)
-    before = {name: box.orphans_cpu_seconds() for name, box in boxes.items()}
+    before = {name: settled_cpu_seconds(box) for name, box in boxes.items()}
     for _ in range(times):
         for name, box in boxes.items():
             seconds[name] += box.hook().cpu_seconds
@@ -68,7 +69,7 @@ def single(boxes: Mapping[str, Instance], times: int) -> dict[str, float]:
 def backlog(box: Instance, records: int) -> tuple[list[float], float]:
     """The seconds that logins wait beside so many waiting records, and events a second while these
     go out."""
-    come_to_rest(box)
+    settled_cpu_seconds(box)
     sent = len(box.eventbridge.entries()) + records + HOOKS + 1
     with box.session() as session:
         with box.locked() as spool:  # no deliverer starts

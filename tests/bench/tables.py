@@ -60,7 +60,7 @@ def tables(
         quiet = measure(boxes, {**HOOKS, **OTHERS}, rounds)
         with writing():
             busy = measure(boxes, HOOKS, rounds)
-        cpu = {name: steady(box, seconds) for name, box in boxes.items()}
+        cpu = steady(boxes, seconds)
         alone = single(boxes, SINGLES)
         yield beside_others(quiet, cpu, alone)
         yield beside_a_writer(quiet, busy)

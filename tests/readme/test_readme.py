@@ -428,9 +428,10 @@ class TestTables:
     def test_the_figures_are_lines_of_the_benchs(self) -> None:
         assert [*readme.table("medians", head=True)[0]] == bench.HEAD
         rows = readme.table("medians")
-        assert [row[0] for row in rows] == [bench.WAITS, bench.ARRIVES, bench.CPU]
+        assert [row[0] for row in rows] == [bench.WAITS, bench.ARRIVES, bench.THERE, bench.CPU]
         assert all(re.fullmatch(r"\d+ ms|", figure) for row in rows for figure in row[1:])
-        assert re.search(r"`./build.sh bench` on \d+ CPUs \(.+?\), Python 3\.\d+", readme.words())
+        on = r"`./build.sh bench` on \d+ CPUs \(.+?\), Python 3\.\d+, the spool on \w+"
+        assert re.search(on, readme.words())
 
 
 class TestConfiguration:
