@@ -186,10 +186,10 @@ def test_check_says_which_witness_there_is(
     assert bool(finding.advice) == (severity != "ok")
 
 
-def test_the_sessions_are_looked_at_once_a_minute(
+def test_the_sessions_are_looked_at_once_a_minute_by_whoever_has_which_spools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(str(tmp_path / "spool"))
+    spool, emergency = Spool(str(tmp_path / "spool")), Spool(str(tmp_path / "emergency"))
     looks: list[object] = []
 
     def count(*_: object) -> int:
@@ -197,8 +197,10 @@ def test_the_sessions_are_looked_at_once_a_minute(
         return 0
 
     monkeypatch.setattr(look, "report_silenced", count)
+    monkeypatch.setattr(look, "PATH", spool.path)
+    look.look([spool, emergency])
     look.look([spool])
-    look.look([spool])
+    look.look([emergency, spool])
     assert len(looks) == 1
     os.utime(tmp_path / "spool" / look.LOOKED, (0, time.time() - 61))
     look.look([spool])

@@ -21,7 +21,7 @@ from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
 from tattle.login import hook
-from tattle.login.spool import REJECTED, Spool
+from tattle.login.spool import PATH, REJECTED, Spool
 
 LOOK_SECONDS = 60.0  # at least, between two looks
 LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
@@ -33,6 +33,8 @@ def look(spools: Sequence[Spool]) -> int:
     At most once a minute, by whoever comes first. What can't be found out now, a later look finds:
     raises nothing.
     """
+    # In one order, whoever looks: they must lock the same file.
+    spools = sorted(spools, key=lambda spool: spool.path != PATH)
     try:
         for spool in spools:
             ledger.begin(spool)
