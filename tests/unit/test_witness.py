@@ -107,12 +107,13 @@ def test_the_witness_s_opened_is_what_the_hook_would_have_said() -> None:
         ("exit 0", []),
         ("echo 'System has not been booted with systemd' >&2; exit 1", None),
         ("sleep 60", None),
+        (None, None),
         ("echo c1; while :; do echo c1; done", None),
     ],
-    ids=["no sessions", "no logind", "no answer", "no end of answers"],
+    ids=["no sessions", "no logind", "no answer", "no loginctl", "no end of answers"],
 )
 def test_loginctl_is_asked_for_a_limited_time(
-    script: str, ids: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str | None, ids: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = time.monotonic()
     assert asked(script, tmp_path, monkeypatch) == ids
@@ -136,11 +137,12 @@ def test_a_session_that_ends_while_logind_is_asked_hides_no_other(
     assert asked(script, tmp_path, monkeypatch) == ["1", "4"]
 
 
-def asked(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
-    """The ids of the sessions that a loginctl tells of which is that script."""
+def asked(script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
+    """The ids of the sessions that a loginctl tells of which is that script, if there is one."""
     loginctl = tmp_path / "loginctl"
-    loginctl.write_text(f"#!/bin/sh\n{script}\n")
-    loginctl.chmod(0o755)
+    if script is not None:
+        loginctl.write_text(f"#!/bin/sh\n{script}\n")
+        loginctl.chmod(0o755)
     monkeypatch.setattr(witness, "LOGINCTL", str(loginctl))
     monkeypatch.setattr(witness, "LOGIND", str(tmp_path))
     monkeypatch.setattr(witness, "SECONDS", 0.5)
@@ -152,19 +154,19 @@ PAM = "session optional pam_systemd.so\n"
 
 
 @pytest.mark.parametrize(
-    ("script", "stack", "severity", "text"),
+    ("script", "stack", "booted", "severity", "text"),
     [
-        ("exit 0", PAM, "ok", "logind tells of a session"),
-        ("exit 0", "session required pam_unix.so\n", "warning", "no line runs pam_systemd.so"),
-        ("sleep 60", PAM, "warning", "does not answer"),
-        ("", PAM, "warning", "is missing"),
-        (None, PAM, "ok", "there is no systemd-logind"),
+        ("exit 0", PAM, True, "ok", "logind tells of a session"),
+        ("exit 0", "session required pam_unix.so\n", True, "warning", "no line runs pam_systemd"),
+        ("sleep 60", PAM, True, "warning", "takes longer than"),
+        ("exit 1", PAM, False, "ok", "there is no systemd-logind"),
     ],
-    ids=["both", "not registered", "no answer", "no loginctl", "no logind"],
+    ids=["both", "not registered", "no answer", "no systemd"],
 )
 def test_check_says_which_witness_there_is(
-    script: str | None,
+    script: str,
     stack: str,
+    booted: bool,
     severity: str,
     text: str,
     tmp_path: Path,
@@ -175,11 +177,8 @@ def test_check_says_which_witness_there_is(
     monkeypatch.setattr(check_witness, "services", lambda: ["sshd"])
     monkeypatch.setattr(check_witness, "pam_file", lambda service: service)
     monkeypatch.setattr(check_witness, "Stack", functools.partial(Stack, root=str(tmp_path)))
-    asked(script or "", tmp_path, monkeypatch)
-    if script is None:
-        monkeypatch.setattr(witness, "LOGIND", "/nonexistent")
-    if not script:
-        (tmp_path / "loginctl").unlink()
+    monkeypatch.setattr(check_witness, "SYSTEMD", str(tmp_path if booted else tmp_path / "none"))
+    asked(script, tmp_path, monkeypatch)
     (finding,) = check_witness.probe()
     assert finding.severity == severity
     assert text in finding.message
