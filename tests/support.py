@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from standins import confinement
+from standins.eventbridge import Entry
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTIFACT = ROOT / "dist" / "tattle"
@@ -75,6 +76,23 @@ def clean_environment(home: Path) -> dict[str, str]:
         "AWS_CONFIG_FILE": str(home / ".aws" / "config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(home / ".aws" / "credentials"),
     }
+
+
+def is_the_default_event(
+    entry: Entry, username: str, remote_host: str, session: str, began: float
+) -> bool:
+    """Whether an entry is, to the byte, what tattle sends where nothing is configured. Else says
+    so, by AssertionError."""
+    entry_but_time = {name: value for name, value in entry.raw.items() if name != "Time"}
+    assert entry_but_time == {
+        "Source": "com.unbounce.tattle",
+        "DetailType": "SSH connection event detected",
+        "Resources": ["arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"],
+        "Detail": f'{{"username": "{username}", "remote_host": "{remote_host}", '
+        f'"session": "{session}"}}',
+    }
+    assert int(began) <= entry.raw["Time"] <= time.time()
+    return True
 
 
 def eventually(condition: Callable[[], object], seconds: float = 10) -> None:

@@ -20,7 +20,7 @@ from conftest import Moto, Tattle
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds
 from standins.server import Answer, Asked
-from support import PYENV, ROOT, eventually, find_pythons
+from support import PYENV, ROOT, eventually, find_pythons, is_the_default_event
 
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 LOGOUT = {**LOGIN, "PAM_TYPE": "close_session"}
@@ -82,18 +82,11 @@ class TestTheEvent:
         tattle: Tattle,
         eventbridge: EventBridge,
     ) -> None:
-        before = int(time.time())
+        began = time.time()
         event_id = sent(tattle(env=session))
         (entry,) = eventbridge.entries()
         assert entry.event_id == event_id
-        assert before <= entry.raw["Time"] <= time.time()
-        detail = f'{{"username": "test", "remote_host": "{remote_host}", "session": "{state}"}}'
-        assert {name: value for name, value in entry.raw.items() if name != "Time"} == {
-            "Source": "com.unbounce.tattle",
-            "DetailType": "SSH connection event detected",
-            "Resources": [ARN],
-            "Detail": detail,
-        }
+        assert is_the_default_event(entry, "test", remote_host, state, began)
 
     def test_a_dry_run_prints_the_event_as_json_and_sends_nothing(
         self, tattle: Tattle, eventbridge: EventBridge

@@ -43,23 +43,12 @@ class TestDryRun:
         done = instance.run([TATTLE, "--dry-run"], env=LOGIN)
         assert (done.returncode, done.stderr) == (0, "")
         event = json.loads(done.stdout)
-        time = event.pop("time")
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", time)
-        assert event == {
-            "version": "0",
-            "id": "00000000-0000-0000-0000-000000000000",
-            "detail-type": "SSH connection event detected",
-            "source": "com.unbounce.tattle",
-            "account": "012345678901",
-            "region": "us-east-1",
-            "resources": ["arn:aws:ec2:us-east-1:012345678901:instance/i-abc123abc123"],
-            "detail": {"username": "test", "remote_host": "1.2.3.4", "session": "opened"},
-        }
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event["time"])
         assert instance.eventbridge.entries() == []
         # A pattern can be tried with it by `aws events test-event-pattern`, which moto leaves out.
         for session, matches in (("opened", True), ("closed", False)):
             pattern = {"source": [event["source"]], "detail": {"session": [session]}}
-            tried = EventPattern.load(json.dumps(pattern)).matches_event({**event, "time": time})
+            tried = EventPattern.load(json.dumps(pattern)).matches_event(event)
             assert tried is matches
 
     def test_it_goes_with_no_command(self, instance: Instance) -> None:

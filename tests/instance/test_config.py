@@ -75,27 +75,6 @@ class Proxy(Relay):
             relay(client, server)
 
 
-class TestWithoutIt:
-    def test_a_login_and_a_logout_are_reported_byte_for_byte_as_the_readme_shows(
-        self, instance: Instance
-    ) -> None:
-        assert not instance.path(CONF).exists()
-        before = int(time.time())
-        assert instance.ssh("ubuntu", "true").returncode == 0
-        entries = instance.eventbridge.wait_for(2)
-        for entry, state in zip(entries, ("opened", "closed")):
-            assert entry.raw["Detail"] == (
-                f'{{"username": "ubuntu", "remote_host": "1.2.3.4", "session": "{state}"}}'
-            )
-            assert before <= entry.raw["Time"] <= time.time()
-            assert {name: value for name, value in entry.raw.items() if name != "Time"} == {
-                "Source": "com.unbounce.tattle",
-                "DetailType": "SSH connection event detected",
-                "Resources": [ARN],
-                "Detail": entry.raw["Detail"],
-            }
-
-
 class TestSettings:
     """That each is read as it is written, or refused: unit/test_configuration.py."""
 

@@ -95,7 +95,7 @@ NO_RESTRICTIONS = "Type ExecStartPre ExecStart TimeoutStartSec Nice"
 
 def test_there_is_no_restriction_that_is_not_tried(service: configparser.SectionProxy) -> None:
     """PrivateNetwork=true, for one, would please `systemd-analyze security`."""
-    assert {*service} == {*TRIED.split(), *NO_RESTRICTIONS.split()}
+    assert {*service} - {*NO_RESTRICTIONS.split()} == {*TRIED.split()}
 
 
 def filter_set(name: str) -> set[str]:
@@ -107,17 +107,6 @@ def filter_set(name: str) -> set[str]:
     ]
     calls = {member for member in members if not member.startswith("@")}
     return calls.union(*(filter_set(member) for member in members if member.startswith("@")))
-
-
-@pytest.mark.root
-def test_systemd_understands_the_units(installed: Instance) -> None:
-    names = [f"{FOLDER}/{name}" for name in UNITS]
-    done = installed.run(["systemd-analyze", "verify", "--man=no", *names])
-    assert done.returncode == 0
-    assert [line for line in done.stderr.splitlines() if "tattle" in line] == []
-    installed.write(f"{FOLDER}/tattle.service", recipe.text("tattle.service") + "NoSuchThing=1\n")
-    done = installed.run(["systemd-analyze", "verify", "--man=no", *names])
-    assert "NoSuchThing" in done.stderr  # else it would say nothing of anything
 
 
 @pytest.mark.root
