@@ -68,7 +68,8 @@ def repair() -> bool:
     except (OSError, TattleError):
         return False  # nowhere to repair it; the caller reports its own error
     # An upgrade has removed the build that this process runs from, or somebody has.
-    return not from_archive() and not os.path.exists(tattle.__path__[0])
+    packages = [sys.modules.get("botocore"), None if from_archive() else tattle]
+    return not all(os.path.exists(package.__path__[0]) for package in packages if package)
 
 
 def _damage(archive: zipfile.ZipFile, build: Path) -> str:
@@ -167,8 +168,23 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     _sync([*new.rglob("*"), new])
     new.rename(build)
     for other in build.parent.iterdir():
-        if other != build:
+        if other != build and not _is_used_by_1_0(other):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_used_by_1_0(build: Path) -> bool:
+    """Tell whether a process of tattle 1.0 runs from a build, and so has this file of it locked.
+
+    It could not unpack its own again, would fail for 15 minutes, and keep the spool meanwhile.
+    """
+    try:
+        with open(build / ".complete", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no build of 1.0's
+    return False
 
 
 def _sync(paths: Iterable[Path]) -> None:

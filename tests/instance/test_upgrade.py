@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from standins.instance import TATTLE, Instance
+from standins.instance import SPOOL, TATTLE, Instance
 from support import SYSTEM_PYTHON, eventually, find_pythons, need_pythons, need_root, repacked
 
 pytestmark = pytest.mark.root
@@ -21,6 +23,7 @@ DELAY = 0.6  # seconds that a look takes
 UPGRADES = 50
 UPGRADE_SECONDS = 0.25
 VERSIONS = 5  # in turns
+LOGINS = 6
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 
 
@@ -90,6 +93,22 @@ class TestADeliverer:
         configure(box, "com.example")
         self.delivers(box, "second")
 
+    def test_that_runs_from_the_archive_does_so_too(
+        self, box: Instance, next_version: Path
+    ) -> None:
+        """As one does that began anew in the middle of an upgrade."""
+        box.kill_deliverers()
+        shutil.rmtree(box.path(CACHE))
+        box.popen(["env", "-i", TATTLE, "deliver", SPOOL, "again"])
+        eventually(box.deliverers)
+        self.delivers(box, "second")
+        box.eventbridge.set(fault="refuse")
+        assert box.hook(user="third").returncode == 0
+        box.install(next_version)
+        assert box.run([TATTLE, "--dry-run"], env=LOGIN).returncode == 0  # removes the other build
+        box.eventbridge.set(fault=None)
+        assert box.eventbridge.wait_for(3, timeout=20)[-1].detail["username"] == "third"
+
     def test_unpacks_again_what_somebody_removed(self, box: Instance) -> None:
         shutil.rmtree(box.path(CACHE))
         configure(box, "com.example")
@@ -141,6 +160,65 @@ def test_an_upgrade_in_the_middle_of_a_hook_holds_up_nothing(
     assert done.returncode == 0
     assert instance.eventbridge.wait_for(1)[0].detail["username"] == "late"
     assert instance.log() == []
+
+
+@pytest.mark.parametrize("lock", [".", ".deliverer"], ids=["1.0", "1.1"])
+def test_while_a_version_before_delivers_nobody_else_does(lock: str, box: Instance) -> None:
+    """They lock the directory, or the file in it. 1.0 moves away what it does not know."""
+    box.accept("waits")
+    with locked(box.path(SPOOL) / lock), box.session() as session:
+        for _ in range(LOGINS):
+            assert session.hook().returncode == 0
+            if lock == ".":
+                remove_locks(box)
+        eventually(lambda: len(box.processes(f"{TATTLE} deliver")) == (lock != "."))
+        assert box.eventbridge.calls() == []
+    if lock == ".":  # it takes up what comes while it delivers, so that nobody waits for its end
+        assert box.hook().returncode == 0
+    count = 1 + LOGINS + (lock == ".")
+    box.eventbridge.wait_for(count, timeout=20)
+    eventually(lambda: not box.records())
+    assert len(box.eventbridge.entries()) == count
+
+
+def test_locks_that_are_removed_make_no_second_deliverer(box: Instance) -> None:
+    box.eventbridge.set(delay=0.3)
+    with box.session() as session:
+        for _ in range(LOGINS):
+            assert session.hook().returncode == 0
+            remove_locks(box)
+            time.sleep(0.2)
+    box.eventbridge.wait_for(LOGINS, timeout=20)
+    eventually(lambda: not box.records())
+    assert len(box.eventbridge.entries()) == LOGINS
+    assert box.eventbridge.most_in_progress() == 1
+    eventually(lambda: len(box.processes(f"{TATTLE} deliver")) <= 2)
+
+
+def test_a_build_that_1_0_runs_from_stays(box: Instance, next_version: Path) -> None:
+    """It keeps this file locked, and can't unpack its own again."""
+    complete = build(box) / ".complete"
+    complete.touch()
+    with locked(complete):
+        box.install(next_version)
+        assert box.run([TATTLE, "--dry-run"], env=LOGIN).returncode == 0
+    assert complete.exists()
+    shutil.rmtree(complete.parent)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def remove_locks(box: Instance) -> None:
+    for name in (".deliverer", ".standby"):
+        (box.path(SPOOL) / name).unlink(missing_ok=True)
 
 
 @pytest.mark.slow

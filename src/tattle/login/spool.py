@@ -155,11 +155,14 @@ class Spool:
         It has what is accepted now on disk within a second, and delivers if the deliverer does not.
         Raises OSError.
         """
-        fd = flock(self.fd, STANDBY, shared=True)  # so that those who ask don't see one another
-        if fd >= 0:
-            posix.close(fd)
-            return False
-        beat = posix.stat(STANDBY, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        try:
+            fd = flock(self.fd, STANDBY, shared=True)  # so that those who ask don't see one another
+            if fd >= 0:
+                posix.close(fd)
+                return False
+            beat = posix.stat(STANDBY, dir_fd=self.fd, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return False  # none yet, or somebody has removed it
         return abs(time.time() - beat) < STANDBY_SILENT_SECONDS
 
     def holds(self, name: str) -> bool:
@@ -172,13 +175,13 @@ class Spool:
 
 
 def flock(folder: int, name: str, shared: bool = False) -> int:
-    """Lock a file in a folder, made if need be; return its descriptor, -1 if somebody has it.
+    """Lock a file in a folder; return its descriptor, -1 if somebody has it.
 
-    Raises OSError.
+    It is made if need be, but for a shared lock. Raises OSError.
     """
     import fcntl  # a file of its own on some distributions: not before the event is accepted
 
-    flags = posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW
+    flags = posix.O_RDWR | posix.O_NOFOLLOW | (0 if shared else posix.O_CREAT)
     fd = posix.open(name, flags, 0o600, dir_fd=folder)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
