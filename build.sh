@@ -16,6 +16,7 @@ Usage: ./build.sh [COMMAND]
   demo                build, then show a login and a logout arriving at a stand-in for EventBridge
   bench [ROUNDS]      build, then measure, by root: README's figures and more, some ten minutes;
                       --beside FILE: and another build of tattle, in the same run
+  upgrades [SECONDS]  build, then upgrade from each version before, and back, while logins go on
   distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
   distros test [SUITE …]  run the tests in fresh ones, which takes ten minutes each
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
@@ -229,6 +230,7 @@ case $command in
 build) build ;;
 demo) run_python demo.py "$@" ;;
 bench) run_python -m bench "$@" ;;
+upgrades) run_python -m bench.upgrades "$@" ;;
 distros) run_python distros "$@" ;;
 coverage) run_python cover.py "$@" ;;
 lock) lock ;;
