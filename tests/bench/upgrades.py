@@ -151,8 +151,8 @@ def main() -> None:
         versions = {old: build(commit, Path(folder, old)) for old, commit in COMMITS.items()}
         those = cases({**versions, NEW: ARTIFACT})
         todo = [(case, fault) for case in those for fault in (None, "refuse")]
-        rows = pool.map(lambda one: run(*one, asked.seconds), todo)
-        print(markdown([HEAD, *rows]))
+        rows = [pool.submit(run, case, fault, asked.seconds) for case, fault in todo]
+        print(markdown([HEAD, *(row.result() for row in rows)]))
 
 
 if __name__ == "__main__":

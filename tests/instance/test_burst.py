@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from standins.instance import REMOTE_HOST, Hook, Instance
+from standins.strace import calls_in
 from support import changed, eventually, need_root
 
 pytestmark = pytest.mark.root
@@ -21,11 +22,8 @@ GATHER = 0.04  # seconds between two calls that are not full
 LINGER = 5.0  # seconds that a deliverer stays
 RACES = 40
 INSTANCES = 2  # at the same time
-
-
-def cpu_seconds(box: Instance, pid: int) -> float:
-    fields = box.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+TRACE = "/tmp/trace"
+MOST_IDLE_CALLS = 60  # system calls, in five seconds: three a heartbeat, and one look at the end
 
 
 def warm_cache(box: Instance) -> None:
@@ -120,16 +118,18 @@ class TestWaiting:
         assert len(instance.imds.requests()) == asked
         assert instance.eventbridge.connection_count() == 1
 
-    def test_it_uses_next_to_nothing_and_then_leaves(self, instance: Instance) -> None:
+    def test_it_wakes_up_for_its_heartbeat_alone_and_then_leaves(self, instance: Instance) -> None:
+        need_root("strace")
         assert instance.hook().returncode == 0
         (entry,) = instance.eventbridge.wait_for(1)
+        eventually(lambda: not instance.records())
         (deliverer,) = instance.deliverers()
         time.sleep(0.2)
-        used = cpu_seconds(instance, deliverer.pid)
-        time.sleep(LINGER - 1)
-        assert cpu_seconds(instance, deliverer.pid) - used < 0.2
-        eventually(lambda: not instance.deliverers())
+        instance.run(["strace", "-o", TRACE, "-p", f"{deliverer.pid}"], check=True)
         assert LINGER - 0.1 < time.monotonic() - entry.arrived < LINGER + 2
+        calls = Counter(call.name for call in calls_in(instance.read(TRACE)))
+        assert 1 < calls["rt_sigtimedwait"] <= LINGER + 2, calls
+        assert sum(calls.values()) < MOST_IDLE_CALLS, calls
         eventually(lambda: not instance.processes())
 
 
