@@ -217,3 +217,13 @@ class TestWait:
         assert instance.ssh("ubuntu", "true").returncode == 0
         instance.eventbridge.wait_for(2)
         assert typo in instance.syslog.wait_for("on the PAM line").message
+
+
+def test_an_event_waits_for_no_disk_either(instance: Instance) -> None:
+    instance.hook()
+    instance.eventbridge.wait_for(1)
+    eventually(lambda: not instance.records())
+    instance.kill_deliverers()
+    with instance.session() as session:
+        result = session.hook(strace=["-e", "inject=fsync:delay_enter=10000000"])  # 10 s
+    assert instance.eventbridge.wait_for(2, timeout=20)[-1].arrived - result.started < 10

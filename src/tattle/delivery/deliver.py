@@ -12,7 +12,9 @@ import gc
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,7 +30,7 @@ from tattle.delivery.records import WAKE, Records
 from tattle.delivery.wake import Alarm
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
 from tattle.errors import TattleError, defect, log
-from tattle.login.hook import read
+from tattle.login.hook import SIGNALS, read
 from tattle.login.spool import EMERGENCY_PATH, LATE_SECONDS, PATH, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
@@ -42,30 +44,59 @@ def main(arguments: list[str]) -> int:
     """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
     status = os.EX_UNAVAILABLE
+    syncing = None
     try:
         leave_login()
         records = Records(arguments[1])
-        records.sync_new()  # what the hook has not done, so that no login waits for a disk
+        syncing = sync_beside_us(records.path)
         if is_shutting_down():
-            os._exit(0)
-        if from_archive() and AGAIN not in arguments:
-            # Nothing is unpacked, or the first member of the archive could not use it.
-            with contextlib.suppress(TattleError):  # raised again below, and kept as the last error
-                repair()
-                unpack()
-                begin_anew(AGAIN)
-        standby = become_standby(records)
-        end_within(0)  # from now on others watch
-        lock = become_deliverer(records, standby, records.sync_new) if standby else None
-        if not standby or not lock:
-            os._exit(0)
-        lock.beat()
-        standby.release()
-        status = 0 if is_given_up(records) or deliver_until_empty(lock) else os.EX_TEMPFAIL
+            status = 0
+        else:
+            if from_archive() and AGAIN not in arguments:
+                # Nothing is unpacked, or the first member of the archive could not use it.
+                with contextlib.suppress(TattleError):  # raised again below, and kept as last error
+                    repair()
+                    unpack()
+                    begin_anew(AGAIN)
+            status = take_turn(records)
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
+    if syncing and syncing.is_alive():
+        syncing.join()
     os._exit(status)  # the standby delivers what has just been accepted
+
+
+def take_turn(records: Records) -> int:
+    """Stand by, then deliver until nothing is left. Return the exit status."""
+    standby = become_standby(records)
+    end_within(0)  # from now on others watch
+    lock = become_deliverer(records, standby, records.sync_new) if standby else None
+    if not standby or not lock:
+        return 0
+    lock.beat()
+    standby.release()
+    return 0 if is_given_up(records) or deliver_until_empty(lock) else os.EX_TEMPFAIL
+
+
+def sync_beside_us(path: str) -> threading.Thread:
+    """Have on disk what the hook has not, so that no login waits for a disk: nor does its event."""
+
+    def sync() -> None:
+        try:
+            Records(path).sync_new()  # of its own: to list a directory moves its descriptor
+        except (OSError, TattleError) as error:
+            log(f"can't be sure that events are on disk: {error}")
+
+    thread = threading.Thread(target=sync)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the main thread
+    try:
+        thread.start()
+    except RuntimeError:  # a container that may hold no more threads
+        thread.run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
 
 
 def is_shutting_down() -> bool:
