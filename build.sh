@@ -140,7 +140,7 @@ check_style() {
     clean "$bin/ruff" check --quiet src tests
     clean "$bin/ruff" format --check --quiet src tests
     clean "$bin/python" -m mypy --no-error-summary
-    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/*/{curl_tattle,fresh_root}.sh
+    clean "$bin/shellcheck" build.sh .ci/run tests/standins/instance_*.sh tests/tools/*/*.sh
 }
 
 # run_tests [ARGUMENT …]: those tests or, without one, style, types and all tests.
@@ -228,11 +228,11 @@ command=${1:-build}
 if [[ $# -gt 0 ]]; then shift; fi
 case $command in
 build) build ;;
-demo) run_python demo.py "$@" ;;
-bench) run_python -m bench "$@" ;;
-upgrades) run_python -m bench.upgrades "$@" ;;
-distros) run_python distros "$@" ;;
-coverage) run_python cover.py "$@" ;;
+demo) run_python -m tools.demo "$@" ;;
+bench) run_python -m tools.bench "$@" ;;
+upgrades) run_python -m tools.bench.upgrades "$@" ;;
+distros) run_python -m tools.distros "$@" ;;
+coverage) run_python -m tools.cover "$@" ;;
 lock) lock ;;
 audit) audit ;;
 help | -h | --help) usage ;;

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-import demo
 from conftest import Moto, Tattle
 from standins.eventbridge import EventBridge
 from standins.imds import TOKEN_PATH, TOKEN_TTL_HEADER, Imds
 from standins.server import Answer, Asked
 from support import PYENV, ROOT, eventually, find_pythons, is_the_default_event
+from tools import demo
 
 LOGIN = {"PAM_TYPE": "open_session", "PAM_USER": "test", "PAM_RHOST": "test"}
 LOGOUT = {**LOGIN, "PAM_TYPE": "close_session"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import tables
-from bench.logins import CURL, SCRIPTS
 from standins.instance import Instance
 from support import SYSTEM_PYTHON, need_root
+from tools.bench import tables
+from tools.bench.logins import CURL, SCRIPTS
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -1,8 +1,8 @@
 """`tattle check`: the faults that it knows of this host are provoked, and what it says to do fixes
 them.
 
-Those of AWS: failures.py and unit/test_aws_faults.py. How findings are printed:
-unit/test_findings.py.
+Those of AWS: messages.py and unit/test_aws_messages.py. How findings are printed:
+unit/test_check_probes.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import readme_blocks as readme
-from findings import IDS, Finding, check, faults
+from check_json import IDS, Finding, check, faults
 from standins.eventbridge import Rejection
 from standins.instance import (
     EVENTBRIDGE_HOST,
@@ -348,7 +348,7 @@ def mounted(box: Instance, *arguments: str, on: str) -> Iterator[None]:
 
 
 class TestSshd:
-    """What it may answer: unit/test_findings.py."""
+    """What it may answer: unit/test_check_probes.py."""
 
     def test_pam_that_is_off(self, box: Instance) -> None:
         box.write("/etc/ssh/sshd_config", box.read("/etc/ssh/sshd_config"))  # for the reset

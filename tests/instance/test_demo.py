@@ -22,12 +22,12 @@ AS_NOBODY = """\
 mount --bind "$0" /etc/passwd &&
 exec setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@"
 """
-DEMO = ROOT / "tests/demo.py"
-WITHOUT_TATTLE = f"""\
+TESTS = ROOT / "tests"
+DEMO = ("-m", "tools.demo")
+WITHOUT_TATTLE = """\
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(DEMO.parent)!r})
-import demo
+from tools import demo
 demo.ARTIFACT = Path("/bin/true")
 demo.GIVE_UP_AFTER_SECONDS = 1
 sys.exit(demo.main())
@@ -54,7 +54,7 @@ def run(*arguments: str, before: Sequence[str] = (), temporary: Path) -> tuple[i
     done: subprocess.CompletedProcess[str] = subprocess.run(
         command,
         env=environment,
-        cwd=ROOT,
+        cwd=TESTS,
         timeout=60,
         **both,  # type: ignore[call-overload]
     )
@@ -82,7 +82,7 @@ def check(output: str) -> None:
 @pytest.mark.root
 def test_by_root_it_logs_in_over_ssh(artifact: Path, tmp_path: Path) -> None:
     need_root(*Instance.TOOLS)
-    status, output = run(str(DEMO), temporary=tmp_path)
+    status, output = run(*DEMO, temporary=tmp_path)
     assert status == 0, output
     check(output)
     assert "logs in: ssh ubuntu@" in output
@@ -103,10 +103,10 @@ def test_without_root_it_says_so_and_uses_a_shell(artifact: Path, folder: Path) 
     passwd = folder / "passwd"
     passwd.write_text(f"nobody:x:{NOBODY}:{NOBODY}::{home}:/bin/sh\n")
     become = ["unshare", "--mount", "sh", "-c", AS_NOBODY, str(passwd)]
-    status, _ = run("-c", f"open({str(DEMO)!r})", before=become, temporary=temporary)
+    status, _ = run("-c", "import tools.demo", before=become, temporary=temporary)
     need(status == 0, "needs a checkout that everybody may read")
 
-    status, output = run(str(DEMO), before=become, temporary=temporary)
+    status, output = run(*DEMO, before=become, temporary=temporary)
     assert status == 0, output
     check(output)
     assert "No real login here, that needs root." in output
@@ -126,7 +126,7 @@ def test_root_without_namespaces_leaves_an_installed_tattle_alone(
     script += 'setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"\n'
     script += "status=$?\nls /var/cache /var/cache/tattle\nexit $status"
     become = ["unshare", "--mount", "sh", "-c", script, "-"]
-    status, output = run(str(DEMO), before=become, temporary=tmp_path)
+    status, output = run(*DEMO, before=become, temporary=tmp_path)
     assert "No real login here, that needs namespaces (Operation not permitted)." in output
     if installed:
         assert "It went wrong: root's /var/cache/tattle is there" in output

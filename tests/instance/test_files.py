@@ -205,7 +205,7 @@ def test_what_other_builds_and_a_killed_unpacking_left_is_removed(
 def test_a_configuration_that_somebody_else_could_have_written_is_not_used(
     instance: Instance, path: str
 ) -> None:
-    """The others: unit/test_trust.py. What check and the smoke test say: failures.py."""
+    """The others: unit/test_trust.py. What check and the smoke test say: messages.py."""
     instance.write(path, "[default]\n", owner="alice")
     assert instance.hook().returncode == 0
     message = instance.syslog.wait_for("events wait in the spool").message

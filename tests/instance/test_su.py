@@ -35,8 +35,8 @@ account  required   pam_permit.so
 session  required   pam_permit.so
 """
 HOOK = f"session optional pam_exec.so {TATTLE}\n"
-# set_all: the limits of process 1. requisite, default=die: where a limit leaves no room for a module,
-# PAM would go on without it.
+# set_all: the limits of process 1. requisite and default=die: where a limit leaves no room for a
+# module, PAM would go on without it.
 LINES_FOR_SU = readme.text("pam-lines-su")
 MEMORY_LIMITS = ("memory.limit_in_bytes", "memory.max")  # cgroup version 1, version 2
 # One hook for each limit (kB) about which Python starts and then runs out of memory. Some Pythons

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import pytest
 
 import readme_blocks as readme
-from bench import tables as bench
 from conftest import Tattle
-from failures import FAILURES, Failure
+from messages import FAILURES, Failure
 from standins.eventbridge import EventBridge, Rejection
 from standins.imds import identity_document
 from standins.instance import SPOOL, TATTLE, Instance
@@ -33,6 +32,7 @@ from tattle.login import hook, spool
 from tattle.login.pam import Session, parse
 from tattle.shell import check, recipe, report, selinux
 from tattle.shell.finding import Finding
+from tools.bench import tables as bench
 
 SOURCE = ROOT / "src" / "tattle"
 CHECKOUT = "/tmp/checkout"  # inside the instance
@@ -82,7 +82,7 @@ INLINE = {
     LICENCES: "TestBlocks runs it",
     "./build.sh help": "TestBlocks runs it",
     "./build.sh": "makes the artifact that all these tests run, before they start",
-    "./build.sh demo": "builds before it runs tests/demo.py, which test_demo.py runs",
+    "./build.sh demo": "builds before it runs tests/tools/demo.py, which test_demo.py runs",
     "./build.sh bench": "takes minutes; test_bench.py goes once through it",
     "./build.sh distros": "takes minutes and a mirror of Debian's: by hand",
     "sudo journalctl -t tattle": "needs journald; what is logged is tested all over",
@@ -515,7 +515,7 @@ class TestFields:
         assert fields(PAM_SERVICE="sudo", PAM_RUSER="alice")["remote_user"] == "alice"
 
 
-# What is not in failures.py: said under PAM, to the log; and what a dead name server leads to.
+# What is not in messages.py: said under PAM, to the log; and what a dead name server leads to.
 NOT_IN_THAT_TABLE = {
     "no answer within … s from …",
     "refused: not an environment that pam_exec makes: …",
@@ -534,7 +534,7 @@ class TestFailures:
     ]
 
     def test_every_failure_has_its_row_and_every_row_its_failure(self) -> None:
-        """That they come as they are written there is test_failures.py's."""
+        """That they come as they are written there is test_messages.py's."""
 
         def stands_for(row: tuple[str, int | None], failure: Failure) -> bool:
             message, status = row

@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.load import backlog, single, steady
-from bench.logins import FIRST, HOOKS, OTHERS, Build, Runs, instances, measure, writing
 from standins.instance import SYSTEM_PYTHON
 from support import ARTIFACT, ROOT
+from tools.bench.load import backlog, single, steady
+from tools.bench.logins import FIRST, HOOKS, OTHERS, Build, Runs, instances, measure, writing
 
 Table = list[list[str]]
 

@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from distros import bootstrap
 from standins import confinement
 from support import copy_checkout
+from tools.distros import bootstrap
 
 SUITES = ("bookworm", "trixie", "sid")
 PACKAGES = ("ca-certificates",)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-from distros.scenarios import (
+from standins.instance import HOSTNAME, REMOTE_HOST, SPOOL, USERS, Instance
+from support import ROOT, eventually
+from tools.distros.scenarios import (
     GIVE_UP_AFTER_SECONDS,
     Skipped,
     believe_sshd,
@@ -22,8 +24,6 @@ from distros.scenarios import (
     succeeds,
     until,
 )
-from standins.instance import HOSTNAME, REMOTE_HOST, SPOOL, USERS, Instance
-from support import ROOT, eventually
 
 BOOT_SECONDS = 60  # a failure, not a limit that is tested
 POWEROFF_SECONDS = 60  # the same

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from findings import Finding, check
+from check_json import Finding, check
 from standins.eventbridge import Entry
 from standins.instance import PAM_ENVIRONMENT, REMOTE_HOST, SYSTEM_PYTHON, TATTLE, Instance
 from standins.large_keys import LargeKey, certificate, security_key

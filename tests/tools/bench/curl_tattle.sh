@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a shell script with curl can do in tattle's place: one PAM session event to EventBridge, for
-# tests/bench to measure. It has no spool and no retries, the login waits for it, and it believes
+# tests/tools/bench to measure. It has no spool and no retries, the login waits for it, and it believes
 # its environment. Needs curl 7.75 or newer, for --aws-sigv4.
 set -eu
 PATH=/usr/bin:/bin

@@ -13,9 +13,9 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from tempfile import TemporaryDirectory
 
-from distros.scenarios import GIVE_UP_AFTER_SECONDS, believe_sshd, succeeds, until
 from standins.instance import REMOTE_HOST, SPOOL, TATTLE, Instance
 from support import ARTIFACT, changed
+from tools.distros.scenarios import GIVE_UP_AFTER_SECONDS, believe_sshd, succeeds, until
 
 FIELDS = "username session service session_id reported_by"
 LIMITS = "/etc/security/limits.d/none.conf"

@@ -14,13 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what the tests share
-
-from distros import bootstrap, facts, fresh, scenarios, systemd, witnesses
 from standins.instance import SYSTEM_PYTHON, Instance
 from support import ARTIFACT, ROOT
+from tools.distros import bootstrap, facts, fresh, scenarios, systemd, witnesses
 
 CACHE = ROOT / ".distros"
 # Besides each release as it is: with another Python of its than the one that it calls python3.

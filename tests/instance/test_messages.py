@@ -1,5 +1,5 @@
 """Whatever goes wrong in a shell: one line that says what, an exit status of sysexits, within ten
-seconds. What IMDS and EventBridge may do: unit/test_aws_faults.py."""
+seconds. What IMDS and EventBridge may do: unit/test_aws_messages.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from check_json import check, faults
 from conftest import Tattle
-from failures import FAILURES, Failure, pattern
-from findings import check, faults
+from messages import FAILURES, Failure, pattern
 from standins import ROLE_CREDENTIALS
 from standins.eventbridge import EventBridge
 from standins.imds import Imds

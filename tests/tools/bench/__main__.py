@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bench.tables import machine, markdown, tables
 from support import find_pythons
+from tools.bench.tables import machine, markdown, tables
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.tables import markdown
 from standins.instance import SPOOL, TATTLE, Instance
 from support import ARTIFACT, ROOT
+from tools.bench.tables import markdown
 
 COMMITS = {"1.0": "1ca94fa", "1.1": "e950575"}  # the last of each version
 NEW = "new"

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from bench.logins import BARE
 from standins.instance import Hook, Instance
+from tools.bench.logins import BARE
 
 PER_SECOND = 10
 HOOKS = 20
