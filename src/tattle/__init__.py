@@ -1,3 +1,4 @@
 """tattle reports SSH logins and logouts on an EC2 instance to Amazon EventBridge."""
 
-__version__ = "1.1.0"
+__version__ = "1.2.0"
+RELEASED = "2026-11-28"  # when that version was made, whenever it is built

@@ -124,7 +124,7 @@ class TestTheFile:
         assert (version.returncode, version.stderr) == (0, "")
         assert (usage.returncode, usage.stderr) == (0, "")
         assert SOURCE_VERSION
-        told = rf"tattle {SOURCE_VERSION[1]}, build \w+, Python 3\S+, botocore 1\S+\n"
+        told = rf"tattle {SOURCE_VERSION[1]} of [0-9-]+, build \w+, Python 3\S+, botocore 1\S+\n"
         assert re.fullmatch(told, version.stdout), version.stdout
         assert "usage: tattle" in usage.stdout
         assert "--dry-run" in usage.stdout

@@ -87,7 +87,8 @@ class TestSaidOfItself:
         done = instance.run([TATTLE, "--version"])
         with zipfile.ZipFile(artifact) as archive:
             build = json.loads(archive.read("environment.json"))["build_id"][:12]
-        version = rf"tattle \d+\.\d+\.\d+, build {build}, Python 3\.\d+\.\d+, botocore 1\.42\.\d+\n"
+        version = rf"tattle \d+\.\d+\.\d+ of [0-9-]+, build {build}, Python 3\.\d+\.\d+, "
+        version += r"botocore 1\.42\.\d+\n"
         assert re.fullmatch(version, done.stdout)
 
     def test_help_has_the_pam_lines_option_and_checks_statuses(self, instance: Instance) -> None:

@@ -42,6 +42,9 @@ LOGIN_REFUSED = 254  # sshd's status where PAM refuses the session
 
 # What tests each block, each table (by its first heading) and each command inside a sentence.
 BLOCKS = {
+    "flow": "the picture of it",
+    "try": "test_demo.py runs the one; these tests are the other",
+    "release": "needs a release on GitHub",
     "aws": "TestDeployment in test_consumers_recipes.py runs it",
     "install": "TestInstall runs it",
     "pam-lines": "TestInstall runs it",
@@ -187,8 +190,8 @@ class TestEvent:
 
 class TestInstall:
     def test_from_nothing_to_both_events_and_back(self, bare: Instance) -> None:
-        """The quick start twice, as an upgrade is: nothing is reported twice."""
-        assert "**Upgrade** by step 3 of the quick start" in readme.words()
+        """Its commands twice, as an upgrade is: nothing is reported twice."""
+        assert "**Upgrade** by [the install commands](#install)" in readme.words()
         stock = bare.read(PAM_FILE)
         for times in (1, 2):
             assert re.fullmatch(r"sent: .*\n", ran(run(bare, readme.text("install"))))
@@ -375,7 +378,7 @@ class TestSpool:
             f"pauses of at most {due.FIRST_PAUSE:.0f} s, then {2 * due.FIRST_PAUSE:.0f} s,"
             f" up to {due.LONGEST_PAUSE:.0f} s",
             f"After {due.GIVE_UP_AFTER / 60:.0f} minutes without success",
-            f"it ends {deliver.LINGER:.0f} s after the last event",
+            f"ends {deliver.LINGER:.0f} s after the last event",
             f"or {batches.TIMEOUT:.0f} seconds pass, before the answer",
             f"at most {number_of_copies()} copies in {due.GIVE_UP_AFTER / 60:.0f} minutes",
             f"no heartbeat for {watchdog.DEAD_AFTER[records.DELIVERER]:.0f} s",

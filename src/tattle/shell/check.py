@@ -19,7 +19,7 @@ from tattle.event.config import Config, load
 from tattle.shell import check_aws, check_pam, check_spool, check_sshd, check_witness, selinux
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding
 from tattle.shell.report import report
-from tattle.shell.version import version
+from tattle.shell.version import age, version
 
 PROBE_SECONDS = 10.0  # for all probes at once
 # The exit status is that of the worst finding.
@@ -43,7 +43,7 @@ IDS = {
 
 def host() -> Iterator[Finding]:
     """Say what runs, and as whom."""
-    yield Finding("versions", OK, version())
+    yield Finding("versions", OK, version() + age())
     if os.geteuid() == 0:
         yield Finding("user", OK, "root")
     else:
