@@ -25,6 +25,7 @@ from standins.imds import identity_document
 from standins.instance import SPOOL, TATTLE, Instance
 from standins.large_keys import LargeKey, certificate, security_key
 from support import ROOT, eventually, need
+from tattle import unpack
 from tattle.delivery import batches, deliver, due, records, watchdog
 from tattle.event import accounts, config
 from tattle.event.fields import DEFAULT, FROM_INSTANCE, FROM_SESSION, FROM_SSHD, detail
@@ -71,6 +72,10 @@ TABLES = {
     "key": "TestConfiguration",
     "folder": "TestTables",
     "medians": "TestTables; the figures are not measured anew",
+    "what happened": "./build.sh distros has these as scenarios: tools/distros/witnesses.py",
+    "EventBridge": "not compared: four shutdowns, as they were seen",
+    "": "not compared: a price, and what was measured",
+    "path": "TestTables",
     "distribution": "not compared: `./build.sh distros` prints it",
     "instead of tattle": "not compared: it is about others",
 }
@@ -427,6 +432,13 @@ class TestTables:
                 for one in re.findall(r"(?:^|· )`([^`]+)`", modules)
             }
         assert shown == {file for file in SOURCE.rglob("*.py") if file.name != "__init__.py"}
+
+    def test_the_files_are_those_it_uses(self) -> None:
+        named = {path for row in readme.table("path") for path in readme.code(row[0])}
+        spools = {spool.PATH, spool.EMERGENCY_PATH}
+        directories = {f"{spool.PATH}/{name}" for name in (*records.OWN,) if name[0] != "."}
+        assert {*spools, *directories, *unpack.CACHES, config.PATH} <= named
+        assert {spool.STANDBY, records.LAST_ERROR, records.WAKE} <= named
 
     def test_the_figures_are_lines_of_the_benchs(self) -> None:
         assert [*readme.table("medians", head=True)[0]] == bench.HEAD
