@@ -19,9 +19,12 @@ from pathlib import Path
 
 import pytest
 
+from standins import disk
+from standins.disk import Disk
 from standins.instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
 from standins.strace import Call, calls_in, strace
-from support import changed, eventually, need_root
+from support import changed, eventually, need, need_root
+from tattle.login.pam import is_whole, parse
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -36,6 +39,8 @@ INSTANCES = 2  # at the same time
 HOOKS = 6  # at the same time
 CACHE = "/var/cache/tattle"
 TRACE = "/tmp/trace"
+CUTS, LOGINS_A_CUT, LOGIN_PAUSE = 5, 6, 0.2
+SYNCED_SECONDS = 2.5  # one, and what a busy machine takes to start a process
 KILLED = -9
 
 # Calls that change the disk, take or leave a lock, or talk to somebody, on any architecture.
@@ -350,6 +355,71 @@ class TestTheDeliverer:
         assert box.hook(user="second").returncode == 0
         box.eventbridge.wait_for(2)
         assert box.arrived() == {"first": 1, "second": 1}
+
+
+class TestThePowerCut:
+    """Nothing that was accepted more than a second before is lost: ext4 on a disk that then has
+    what was written to it, and no more."""
+
+    @pytest.fixture
+    def power(self, box: Instance, tmp_path: Path) -> Iterator[Disk]:
+        need(not disk.missing(), f"needs {disk.missing()}")
+        with Disk(box, "/var/spool", tmp_path / "disk") as made:
+            yield made
+
+    def users(self, folder: Path) -> set[str]:
+        """Whose records are there, and whole."""
+        records = [path.read_bytes() for path in folder.glob("tattle/[0-9]*-*")]
+        whole = [parse(record).pam["PAM_USER"] for record in records if is_whole(record)]
+        return {*whole}
+
+    def longest_loss(self, box: Instance, power: Disk) -> float:
+        """Have the power cut while logins go on: how long before one was accepted that is lost."""
+        accepted: dict[str, float] = {}
+        lost = [0.0]
+        copies = []
+        with box.session() as session:
+            for number in range(CUTS * LOGINS_A_CUT):
+                user = f"u{number}"
+                assert session.hook(user=user).returncode == 0
+                accepted[user] = time.monotonic()
+                time.sleep(LOGIN_PAUSE)
+                if number % LOGINS_A_CUT == LOGINS_A_CUT - 1:
+                    copies.append((time.monotonic(), {*accepted}, power.copy_at_power_cut()))
+        assert not box.eventbridge.entries()
+        for cut, users, copy in copies:
+            with power.mounted_copy(copy) as folder:
+                lost += [cut - accepted[user] for user in users - self.users(folder)]
+        return max(lost)
+
+    @pytest.mark.parametrize("fault", ["throttle", "hang"])
+    def test_what_waits_is_on_disk_within_a_second(
+        self, fault: str, box: Instance, power: Disk
+    ) -> None:
+        """The deliverer, once started, sees to that; the standby while that hangs at a call."""
+        box.eventbridge.set(fault=fault)
+        assert self.longest_loss(box, power) < SYNCED_SECONDS
+
+    def test_where_no_deliverer_can_be_started_it_is_on_disk_at_once(
+        self, box: Instance, power: Disk
+    ) -> None:
+        options = ["-e", "inject=clone,clone3,fork,vfork:error=EAGAIN"]
+        assert box.hook(user="one", wrapper=strace(options)).returncode == 0
+        with power.mounted_copy(power.copy_at_power_cut()) as folder:
+            assert self.users(folder) == {"one"}
+
+    def test_a_record_without_its_bytes_is_rejected(self, box: Instance, power: Disk) -> None:
+        box.accept("one")
+        fd = os.open(box.path(SPOOL), os.O_RDONLY)
+        os.fsync(fd)  # the name
+        os.close(fd)
+        power.lose_power()
+        (record,) = box.records()
+        assert (box.path(SPOOL) / record).stat().st_size == 0
+        assert deliver(box) == 0
+        assert box.log_with("an incomplete record")
+        assert box.eventbridge.entries() == []
+        assert box.spool() == ["rejected"]
 
 
 class TestUnpacking:

@@ -198,10 +198,11 @@ class Sender:
 
 def session_of(record: bytes) -> Session:
     """Return the session that a record tells of. Raises TattleError if something is missing."""
-    session = parse(record)
-    if not is_whole(record) or not re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
-        raise TattleError("an incomplete record", os.EX_DATAERR)
-    return session
+    if is_whole(record):
+        session = parse(record)
+        if re.fullmatch(r"[0-9]{1,19}", session.context["TATTLE_TIME"]):
+            return session
+    raise TattleError("an incomplete record", os.EX_DATAERR)
 
 
 def too_slow() -> TattleError:
