@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import readme_blocks as readme
 from check_json import check, faults
 from conftest import Tattle
 from messages import FAILURES, Failure, pattern
@@ -69,7 +70,7 @@ class TestTheTable:
 
     @pytest.fixture(autouse=True)
     def _provoked(self, failure: Failure, instance: Instance) -> Iterator[None]:
-        instance.configure_pam(user_readenv=False)
+        instance.configure_pam(user_readenv=False, lines=readme.text("the-pam-lines"))
         failure.provoke(instance)
         yield
         failure.undo(instance)
@@ -99,7 +100,7 @@ class TestTheTable:
         eventually((instance.path(SPOOL) / ".fault").exists)
         found = faults(check(instance, "--send"))
         assert {*found} == {"delivery", *failure.findings}
-        assert re.fullmatch(rf"{message} \(\d+ s ago\)", found["delivery"].message), found
+        assert re.fullmatch(rf"{message} \(for \d+ s\)", found["delivery"].message), found
         assert re.fullmatch(message, found[failure.findings[0]].message), found
         for name in ("delivery", failure.findings[0]):
             assert re.fullmatch(advice(failure), found[name].advice), found
