@@ -366,7 +366,7 @@ def few_ports(instance: Instance) -> Iterator[Instance]:
         inside = ["nsenter", f"--net={instance.network}", "/bin/sh", "-c"]
         subprocess.run([*inside, f"echo {ports} >{PORTS}"], check=True)
 
-    default = instance.read(PORTS)
+    default = instance.read(PORTS).strip()
     set_range("40000 40009")
     try:
         yield instance

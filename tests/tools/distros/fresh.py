@@ -71,5 +71,6 @@ def copied(root: Path, folder: Path) -> Path:
     for path in map(Path, OF_THE_MACHINE):
         if path.exists():
             shutil.copy(path, folder / path.relative_to("/"))
+    (folder / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     (folder / "etc/pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}\n")
     return folder
