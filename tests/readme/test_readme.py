@@ -90,7 +90,6 @@ INLINE = {
     LICENCES: "TestBlocks runs it",
     "./build.sh help": "TestBlocks runs it",
     "./build.sh": "makes the artifact that all these tests run, before they start",
-    "./build.sh demo": "builds before it runs tests/tools/demo.py, which test_demo.py runs",
     "./build.sh bench": "takes minutes; test_bench.py goes once through it",
     "./build.sh distros": "takes minutes and a mirror of Debian's: by hand",
     "sudo journalctl -t tattle": "needs journald; what is logged is tested all over",
@@ -98,6 +97,8 @@ INLINE = {
         "needs systemd as process 1"
     ),
     "semodule -r tattle": "needs SELinux",
+    "sudo fuser -v /var/spool/tattle": "only looks; whoever it is is another one each time",
+    "./build.sh audit": "asks a service on the network",
     "sudo ss -tanpe": "only looks; whoever holds the ports is another one each time",
     "semanage port -a -t http_port_t -p tcp PORT": "needs SELinux",
 }
