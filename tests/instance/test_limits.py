@@ -165,7 +165,8 @@ def test_from_too_little_memory_to_enough_an_event_is_accepted_or_a_status_tells
     enough = accepted.index(True)
     assert SPINS not in [result.returncode for result in results[enough:]]
     assert 2 < enough < 3 * len(hooks) // 4
-    assert instance.hook(wrapper=wrappers[enough]).returncode == 0
+    well = wrappers[enough + 4]  # where it begins to be enough, it is so by chance
+    assert instance.hook(wrapper=well).returncode == 0
     instance.eventbridge.wait_for(sum(accepted) + 1)  # what delivers needs more memory, and has it
     assert not instance.log_with("defect")
 
