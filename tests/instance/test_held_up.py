@@ -128,6 +128,8 @@ def frozen(box: Instance, inside: int) -> Iterator[None]:
         yield
     finally:
         (folder / "cgroup.freeze").write_text("0")
+        for member in (folder / "cgroup.procs").read_text().split():
+            os.kill(int(member), signal.SIGKILL)  # it may be the one that stays, by now
         eventually(lambda: not (folder / "cgroup.procs").read_text())
         folder.rmdir()
 

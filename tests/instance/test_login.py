@@ -24,7 +24,10 @@ HOOK_MEMORY_KIB = 16 * 1024
 # What the login's path may read of the archive, and what it needs besides to make the spool.
 ON_THE_PATH = {
     f"site-packages/tattle/{name}.py"
-    for name in ("__init__", "login/__init__", "login/hook", "login/pam", "login/spool")
+    for name in (
+        "__init__",
+        *(f"login/{one}" for one in ("__init__", "hook", "pam", "process", "spool")),
+    )
 }
 FIRST_USE = {f"site-packages/tattle/{name}.py" for name in ("trust", "errors")}
 

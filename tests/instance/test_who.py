@@ -334,10 +334,13 @@ class TestSessions:
                 box.run(["/bin/sh", "-c", before], check=True)
             with box.session() as session:
                 session.hook()
-                numbers += [process.pid for process in box.processes("-IS -c")]
+            (process,) = box.processes("-IS -c", sessions=True)
+            numbers.append(process.pid)
             box.eventbridge.wait_for(len(numbers))
             eventually(lambda: not box.spool())
             box.kill_deliverers()
+            box.kill(process)
+            eventually(lambda: not box.processes(sessions=True))
         assert numbers[0] == numbers[1]
         first, second = box.eventbridge.details()
         assert first["session_id"] != second["session_id"]
