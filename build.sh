@@ -17,8 +17,8 @@ Usage: ./build.sh [COMMAND]
   bench [ROUNDS]      build, then measure, by root: README's figures and more, some ten minutes;
                       --beside FILE: and another build of tattle, in the same run
   upgrades [SECONDS]  build, then upgrade from each version before, and back, while logins go on
-  distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros
-  distros test [SUITE …]  run the tests in fresh ones, which takes ten minutes each
+  distros [SUITE …]   build, then log in to other releases of Debian, debootstrapped into .distros;
+                      distros test [SUITE …]: run the tests in fresh ones, ten minutes each
   coverage [ARG …]    build, then say which lines and branches the tests reach, in any process
   lock                resolve requirements.lock, tests/'s and .ci/'s anew, from pyproject.toml
   audit               look for known vulnerabilities of what requirements.lock names, by pip-audit

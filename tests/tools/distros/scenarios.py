@@ -103,7 +103,7 @@ def add_line(box: Instance, service: str) -> None:
     succeeds(box.run(["sh", "-c", f"echo '{line}' >>/etc/pam.d/{service}"]))
 
 
-def add_sshds_lines(box: Instance, user_readenv: bool = True) -> None:
+def add_sshds_lines(box: Instance, user_readenv: bool | None = None) -> None:
     box.configure_pam(user_readenv=user_readenv)
     box.write(PAM_ENVIRONMENT, "")
     succeeds(box.run(["sh", "-c", f"{TATTLE} recipe pam | sh"]))

@@ -216,10 +216,17 @@ def socket_activation(box: Instance) -> None:
     only_warnings(bad)
 
 
+NAMES = (
+    *("tattle.timer", "tattle.service", "tattle-shutdown.service"),
+    *("tattle-check.timer", "tattle-check.service"),
+)
+QUICK = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\nRandomizedDelaySec=0\nAccuracySec=100ms\n"
+
+
 def install_units(box: Instance) -> list[str]:
     """Put the units where their recipe says; their paths."""
     paths = []
-    for name in ("tattle.timer", "tattle.service", "tattle-shutdown.service"):
+    for name in NAMES:
         paths.append(f"{UNITS}/{name}")
         box.write(paths[-1], (ROOT / "src/tattle/recipes" / name).read_text("utf-8"))
     return paths
@@ -228,8 +235,7 @@ def install_units(box: Instance) -> list[str]:
 def units(box: Instance) -> None:
     """What waits in the spool is delivered by the recipe's timer, without any login."""
     install_units(box)
-    quick = "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\nRandomizedDelaySec=0\nAccuracySec=100ms\n"
-    box.write(f"{UNITS}/tattle.timer.d/quick.conf", quick)  # five minutes are not waited for here
+    box.write(f"{UNITS}/tattle.timer.d/quick.conf", QUICK)  # five minutes are not waited for here
     succeeds(box.run(["systemctl", "daemon-reload"]))
     try:
         with box.locked():
@@ -252,6 +258,19 @@ def units(box: Instance) -> None:
         assert succeeds(box.run(result)) == "success\n"
     finally:
         box.run(["systemctl", "disable", "--now", "tattle.timer"])
+
+
+def heartbeat(box: Instance) -> None:
+    """The recipe's other timer sends what silence.yaml listens for."""
+    install_units(box)
+    box.write(f"{UNITS}/tattle-check.timer.d/quick.conf", QUICK)
+    succeeds(box.run(["systemctl", "daemon-reload"]))
+    try:
+        succeeds(box.run(["systemctl", "enable", "--now", "tattle-check.timer"]))
+        (entry, *_) = box.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
+        assert entry.raw["DetailType"] == "tattle check"
+    finally:
+        box.run(["systemctl", "disable", "--now", "tattle-check.timer"])
 
 
 def poweroff(box: Instance) -> None:
@@ -286,6 +305,7 @@ SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "KillUserProcesses": kill_user_processes,
     "socket activation": socket_activation,
     "units": units,
+    "heartbeat": heartbeat,
     "systemd-analyze verify": verify,
     "poweroff": poweroff,
 }
