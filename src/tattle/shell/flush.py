@@ -9,11 +9,12 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from tattle.delivery import last_error
 from tattle.delivery.look import look
-from tattle.delivery.records import WAKE, Records
+from tattle.delivery.records import ELSEWHERE, WAKE, Records
 from tattle.errors import TattleError
 from tattle.login.hook import start_deliverer
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED
@@ -23,6 +24,8 @@ START_SECONDS = 2.0  # for a deliverer to start, until there is to be another
 LINE_SECONDS = 10.0  # between two lines on the progress, where they can't be rewritten
 # Longer than the deliverer takes for a call, or to be taken for dead and replaced
 STUCK_SECONDS = 180.0
+DELIVERED = "delivered"
+ASIDE = {REJECTED: "rejected", ELSEWHERE: "of another machine"}  # what a directory holds
 
 
 def main() -> int:
@@ -38,10 +41,10 @@ def main() -> int:
         except TattleError as error:
             fault = fault or error
     cause = watch(backlogs)
-    delivered, left, rejected = totals(backlogs)
+    delivered, left = totals(backlogs)
     if backlogs:
-        aside = f", {rejected} rejected" if rejected else ""
-        print(f"{delivered} delivered, {left} remain{aside}", flush=True)
+        aside = [f", {count} {what}" for what in ASIDE.values() if (count := total(backlogs, what))]
+        print(f"{delivered} delivered, {left} remain{''.join(aside)}", flush=True)
     if left and cause:
         raise cause
     if fault:  # what can be done is done by now
@@ -55,7 +58,7 @@ class Backlog:
     def __init__(self, records: Records) -> None:
         """Have the deliverer try now. Raises TattleError."""
         self.records = records
-        self.delivered = self.rejected = 0
+        self.gone: Counter[str] = Counter()  # by what became of it
         with unavailable(f"can't write to {records.path}"):
             self.left = {*records.names()}
             if self.left:
@@ -71,10 +74,10 @@ class Backlog:
     def look(self) -> bool:
         """Look what has been delivered since the last time; tell whether anything has."""
         gone = self.left - {*self.records.names()}
-        rejected = sum(self.records.holds(f"{REJECTED}/{name}") for name in gone)
         self.left -= gone
-        self.rejected += rejected
-        self.delivered += len(gone) - rejected
+        for name in gone:
+            aside = [what for path, what in ASIDE.items() if self.records.holds(f"{path}/{name}")]
+            self.gone[aside[0] if aside else DELIVERED] += 1
         return bool(gone)
 
     def cause(self) -> TattleError | None:
@@ -107,13 +110,14 @@ def open_spools() -> tuple[list[Records], TattleError | None]:
     return spools, unusable
 
 
-def totals(backlogs: list[Backlog]) -> tuple[int, int, int]:
-    """Return how many records were delivered, are left, and were rejected."""
-    return (
-        sum(backlog.delivered for backlog in backlogs),
-        sum(len(backlog.left) for backlog in backlogs),
-        sum(backlog.rejected for backlog in backlogs),
-    )
+def total(backlogs: list[Backlog], what: str) -> int:
+    """Return of how many records that became."""
+    return sum(backlog.gone[what] for backlog in backlogs)
+
+
+def totals(backlogs: list[Backlog]) -> tuple[int, int]:
+    """Return how many records were delivered, and are left."""
+    return total(backlogs, DELIVERED), sum(len(backlog.left) for backlog in backlogs)
 
 
 def watch(backlogs: list[Backlog]) -> TattleError | None:
@@ -133,7 +137,7 @@ def watch(backlogs: list[Backlog]) -> TattleError | None:
             changed = now
         if now - changed > STUCK_SECONDS:
             cause = cause or stuck()
-        progress.show(*totals(backlogs)[:2])
+        progress.show(*totals(backlogs))
         time.sleep(POLL_SECONDS)
     progress.clear()
     return cause

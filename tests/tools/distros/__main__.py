@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 
 from standins.instance import SYSTEM_PYTHON, Instance
 from support import ARTIFACT, ROOT
-from tools.distros import bootstrap, facts, fresh, scenarios, systemd, witnesses
+from tools.distros import bootstrap, facts, fresh, machines, scenarios, systemd, witnesses
 
 CACHE = ROOT / ".distros"
 # Besides each release as it is: with another Python of its than the one that it calls python3.
 OTHER_PYTHONS = {"sid-python3.15": ("sid", "/usr/bin/python3.15")}
 COLUMNS = (*bootstrap.SUITES, *OTHER_PYTHONS)
 WITHOUT_SYSTEMD = {**scenarios.SCENARIOS, **witnesses.WITHOUT_SYSTEMD}
-WITH_SYSTEMD = {**systemd.SCENARIOS, **witnesses.WITH_SYSTEMD}
+WITH_SYSTEMD = {**witnesses.WITH_SYSTEMD, **machines.SCENARIOS, **systemd.SCENARIOS}
 GOOD, SKIPPED, BAD = "✓", "-", "✗"
 
 
