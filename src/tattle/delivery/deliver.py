@@ -37,6 +37,7 @@ from tattle.unpack import from_archive, repair, unpack
 LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads botocore once
 GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
 LIFE = 15 * 60.0  # seconds after which a busy deliverer leaves it to a new one
+SHUTDOWN = b"systemd-shutdow"  # the kernel keeps 15 bytes of a name: proc_pid_comm(5)
 AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 
@@ -106,7 +107,7 @@ def is_shutting_down() -> bool:
     what was meant for the login.
     """
     with contextlib.suppress(OSError):
-        return b"shutdown" in read("/proc/1/comm")
+        return read("/proc/1/comm").startswith(SHUTDOWN)
     return False
 
 

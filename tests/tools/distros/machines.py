@@ -4,12 +4,15 @@ a shutdown leaves."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from tempfile import TemporaryDirectory
 
 from check_json import Finding
 from standins.imds import identity_document
-from standins.instance import INSTANCE_ID_FILE, SPOOL, TATTLE, Instance
-from support import ARTIFACT
+from standins.instance import INSTANCE_ID_FILE, REMOTE_HOST, SPOOL, TATTLE, Instance
+from support import ARTIFACT, changed
 from tools.distros import systemd
 from tools.distros.scenarios import (
     GIVE_UP_AFTER_SECONDS,
@@ -20,7 +23,14 @@ from tools.distros.scenarios import (
     until,
 )
 
+LATE = "time.sleep(3); leave_login()"
 CLONE = "i-0c10e0c10e0c10e0c"
+
+
+def another(box: Instance, furnish: Callable[[Instance], None]) -> AbstractContextManager[Instance]:
+    """One of the same release."""
+    assert box._other_root
+    return systemd.booted(ARTIFACT, box._other_root, furnish)
 
 
 @contextmanager
@@ -34,8 +44,7 @@ def cloned(builder: Instance) -> Iterator[Instance]:
         box.run(["mkdir", "-m", "700", SPOOL], check=True)
         succeeds(box.run(["sh", "-c", f"base64 -d | tar -C {SPOOL} -xf -"], input=image))
 
-    assert builder._other_root
-    with systemd.booted(ARTIFACT, builder._other_root, furnish) as box:
+    with another(builder, furnish) as box:
         box.imds.set(document=identity_document(instanceId=CLONE))
         yield box
 
@@ -66,6 +75,35 @@ def golden_image(box: Instance) -> None:
         assert all(entry.raw["Resources"][0].endswith(f"/{CLONE}") for entry in entries)
 
 
+def has_ended(box: Instance) -> bool:
+    """Tell whether the first process is gone, or about to be reaped."""
+    try:
+        return Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def young_deliverer(box: Instance) -> None:
+    """Deliverers that the last logouts start, and that systemd's one SIGTERM finds before they have
+    left the login, don't hold up the shutdown for the 90 seconds until its SIGKILL."""
+    with another(box, prepare) as machine, TemporaryDirectory() as folder:
+        slow = Path(folder, "tattle")
+        changed(ARTIFACT, slow, r"^        leave_login\(\)$", f"        {LATE}")
+        machine.install(slow)
+        words = ["ssh", "alice@127.0.0.1", "read go"]
+        ssh = machine.ssh_command(*words, user="alice", source=REMOTE_HOST)
+        with machine.popen(ssh, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as session:
+            try:
+                machine.eventbridge.wait_for(1, GIVE_UP_AFTER_SECONDS)
+                until(lambda: not machine.records(), "what arrived stays in the spool")
+                machine.kill_deliverers()
+                machine.run(["systemctl", "poweroff"])
+                until(lambda: has_ended(machine), "a deliverer holds up the shutdown")
+            finally:
+                session.kill()
+
+
 SCENARIOS: dict[str, Callable[[Instance], None]] = {
     "golden image": golden_image,
+    "young deliverer": young_deliverer,
 }
