@@ -56,7 +56,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 EVENTBRIDGE_HOST = "events.us-east-1.amazonaws.com"
 HOSTNAME = "ip-10-0-0-5"
 INSTANCE_ID = str(identity_document()["instanceId"])
-INSTANCE_ID_FILE = "/var/lib/cloud/data/instance-id"  # and the firmware's, where there is one
+INSTANCE_ID_FILE = "/run/cloud-init/.instance-id"  # and the firmware's, where there is one
 REMOTE_HOST = "1.2.3.4"  # an address of lo inside, for logins from somewhere else
 USERS = {"ubuntu": 6001, "alice": 6002}
 STARTUP_SECONDS = 20  # a failure, not a limit that is tested
@@ -793,6 +793,8 @@ class Instance:
         for folder in ("/run", "/tmp", "/var/cache"):
             _empty(self.path(folder))
         self.path("/run/sshd").mkdir(mode=0o755)
+        self.path("/run/cloud-init").mkdir(mode=0o755)
+        self.path(INSTANCE_ID_FILE).write_text(f"{INSTANCE_ID}\n")
         self.path(BOOT_ID).write_text(_uuid())
         self.start_sshd(*self._sshd_config)
 

@@ -65,14 +65,17 @@ done </proc/self/mountinfo
 for folder in /home /run /var/spool /var/cache /var/log /usr/local/bin; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
-# The instance's id as cloud-init keeps it and, where there is firmware to tell it, as that does.
+# The instance's id as cloud-init says it at each boot and, where there is firmware to tell it, as
+# that does. On the disk is another one, as where an image was made with cloud-init, and starts without.
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mkdir -p /mnt/cloud/data /mnt/dpkg
 [ ! -e /var/lib/dpkg ] || mount --bind /var/lib/dpkg /mnt/dpkg # for who asks what is installed
 mount --move /mnt /var/lib
-echo "$instance_id" >/var/lib/cloud/data/instance-id
+echo i-00000000 >/var/lib/cloud/data/instance-id
+mkdir -m 755 /run/cloud-init
+echo "$instance_id" >/run/cloud-init/.instance-id
 asset_tag=/sys/class/dmi/id/board_asset_tag
-[ ! -e $asset_tag ] || mount --bind /var/lib/cloud/data/instance-id $asset_tag
+[ ! -e $asset_tag ] || mount --bind /run/cloud-init/.instance-id $asset_tag
 mount -t tmpfs -o mode=700 tmpfs /root
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp

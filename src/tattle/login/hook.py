@@ -22,8 +22,9 @@ from tattle.login.spool import (
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes of one of those where records wait in memory
 # Where an instance finds its id without asking IMDS: Nitro's firmware has it ("Identify EC2
-# instances" in the EC2 user guide), and cloud-init keeps it, also on Xen.
-INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/var/lib/cloud/data/instance-id")
+# instances" in the EC2 user guide), and cloud-init says it at each boot, also on Xen. (What is in
+# /var/lib/cloud may be an image's, where cloud-init is off: then all records would be set aside.)
+INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/run/cloud-init/.instance-id")
 WAIT_SECONDS = 5.0  # for --wait without a number
 LONGEST_WAIT_SECONDS = 600.0
 POLL_SECONDS = 0.005  # between two looks while --wait waits

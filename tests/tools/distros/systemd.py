@@ -37,7 +37,7 @@ INIT = """\
 set -eu
 mount -t sysfs -o ro sysfs /sys
 asset_tag=/sys/class/dmi/id/board_asset_tag
-[ ! -e $asset_tag ] || mount --bind /var/lib/cloud/data/instance-id $asset_tag
+[ ! -e $asset_tag ] || mount --bind /run/cloud-init/.instance-id $asset_tag
 exec unshare --cgroup /bin/sh -euc '
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     dropped=-sys_module,-sys_time,-syslog,-sys_boot
