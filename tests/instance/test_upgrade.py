@@ -181,6 +181,24 @@ def test_while_a_version_before_delivers_nobody_else_does(lock: str, box: Instan
     assert len(box.eventbridge.entries()) == count
 
 
+@pytest.mark.parametrize("lock", [".", ".deliverer"], ids=["1.0", "1.1"])
+def test_no_ledger_begins_while_a_version_before_delivers(lock: str, box: Instance) -> None:
+    """It would not hear of what that sends, and logind's sessions would be reported once more."""
+    since = box.path(SPOOL) / "open/.since"
+    assert box.hook().returncode == 0
+    box.eventbridge.wait_for(1)
+    eventually(lambda: not box.deliverers(), 60)
+    remove_locks(box)
+    box.run(["rm", "-rf", str(f"{SPOOL}/open")], check=True)
+    if lock != ".":
+        box.write(f"{SPOOL}/{lock}", "")
+    with locked(box.path(SPOOL) / lock):
+        assert box.run([TATTLE, "flush"]).returncode == 0
+        assert not since.exists()
+    assert box.run([TATTLE, "flush"]).returncode == 0
+    assert since.exists()
+
+
 def test_locks_that_are_removed_make_no_second_deliverer(box: Instance) -> None:
     box.eventbridge.set(delay=0.3)
     with box.session() as session:

@@ -124,9 +124,14 @@ def is_of_1_0(records: Records) -> bool:
     return not records.holds(DELIVERER) and is_locked(records)
 
 
-def is_locked(records: Records) -> bool:
-    """Tell whether somebody has the directory locked, as the deliverer has."""
-    fd = os.open(records.path, os.O_RDONLY | os.O_DIRECTORY)
+def is_of_1_1(records: Records) -> bool:
+    """Tell whether tattle 1.1 delivers: it locks `.deliverer` alone."""
+    return not is_locked(records) and records.holds(DELIVERER) and is_locked(records, DELIVERER)
+
+
+def is_locked(records: Records, name: str = ".") -> bool:
+    """Tell whether somebody has the directory locked, as the deliverer has, or a file in it."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=records.fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
