@@ -25,7 +25,7 @@ allow tattle_login var_run_t:dir { add_name getattr open read search write };
 allow tattle_login var_t:dir { add_name getattr open read search write };
 allow tattle_login fs_t:filesystem getattr;
 allow tattle_login tattle_file:dir { add_name create getattr ioctl lock open read remove_name \
-rename reparent rmdir search setattr write };
+rename reparent rmdir search setattr watch write };
 allow tattle_login tattle_file:file { append create getattr ioctl lock open read rename setattr \
 unlink write };
 allow init_t tattle_spool_t:dir mounton;
@@ -34,19 +34,22 @@ allow tattle_login bin_t:file { execute execute_no_trans getattr ioctl map open 
 allow tattle_login bin_t:lnk_file { getattr read };
 allow tattle_login ssh_keygen_exec_t:file { execute execute_no_trans getattr map open read };
 allow tattle_login sysfs_t:dir search;
+allow tattle_login sysfs_t:file { getattr open read };
+allow tattle_login sysfs_t:lnk_file read;
 allow tattle_login cgroup_t:dir { getattr search };
 allow tattle_login cgroup_t:file { getattr ioctl open write };
 allow tattle_login dns_port_t:tcp_socket name_connect;
 allow tattle_login http_port_t:tcp_socket name_connect;
 allow tattle_login http_cache_port_t:tcp_socket name_connect;
 allow tattle_login squid_port_t:tcp_socket name_connect;
+allow tattle_login hi_reserved_port_t:tcp_socket name_bind;
 allow tattle_login admin_home_t:dir { getattr open read search };
 allow tattle_login admin_home_t:file { getattr ioctl open read };
 """
 RULES_OF_EACH_LOGIN_PROGRAM = """
 allow {domain} {domain}:process {{ setrlimit setsched }};
 allow {domain} {domain}:udp_socket {{ connect create getattr getopt ioctl read setopt write }};
-allow {domain} {domain}:tcp_socket {{ connect create getattr getopt ioctl read setopt shutdown \
+allow {domain} {domain}:tcp_socket {{ bind connect create getattr getopt ioctl read setopt shutdown \
 write }};
 """
 TRANSITIONS_OF_EACH_DOMAIN = """
