@@ -455,6 +455,11 @@ class Instance:
             files = [held.enter_context(open(path, "a")) for path in locks]
             for file in files:
                 fcntl.flock(file, fcntl.LOCK_EX)
+            started = self.read("/proc/1/stat").rpartition(")")[2].split()[19]
+            held.callback(files[0].truncate, 0)
+            files[0].truncate(0)
+            files[0].write(f"1 {started} {os.readlink(self._root / 'proc/1/ns/pid')}")
+            files[0].flush()
             for file in files:
                 os.utime(file.fileno())
             thread = threading.Thread(target=show_signs_of_life)

@@ -49,8 +49,8 @@ allow tattle_login admin_home_t:file { getattr ioctl open read };
 RULES_OF_EACH_LOGIN_PROGRAM = """
 allow {domain} {domain}:process {{ setrlimit setsched }};
 allow {domain} {domain}:udp_socket {{ connect create getattr getopt ioctl read setopt write }};
-allow {domain} {domain}:tcp_socket {{ bind connect create getattr getopt ioctl read setopt shutdown \
-write }};
+allow {domain} {domain}:tcp_socket {{ bind connect create getattr getopt ioctl read setopt \
+shutdown write }};
 """
 TRANSITIONS_OF_EACH_DOMAIN = """
 type_transition {domain} var_spool_t:dir tattle_spool_t tattle;

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from tattle.delivery.records import DELIVERER, Records
 from tattle.login.hook import start_time
-from tattle.login.spool import flock
 
 
 class Holder(NamedTuple):
@@ -59,8 +58,15 @@ class FileLock:
     def acquire(self) -> bool:
         """Become the holder, unless somebody is. Raises OSError."""
         self.release()
-        self.fd = flock(self.records.fd, self.name)
-        if self.fd >= 0 and self.is_held():
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self.fd = os.open(self.name, flags, 0o600, dir_fd=self.records.fd)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.fd)
+            self.fd = -1
+            return False
+        if self.is_held():
             os.ftruncate(self.fd, 0)
             pid = os.getpid()
             os.pwrite(self.fd, b"%d %s %s" % (pid, start_time(pid), pid_namespace().encode()), 0)
@@ -78,8 +84,10 @@ class FileLock:
             os.utime(self.fd)
 
     def release(self) -> None:
-        """Give it up."""
+        """Give it up; nobody is named in it any longer."""
         if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.fd, 0)
             os.close(self.fd)
         self.fd = -1
 

@@ -115,12 +115,16 @@ def context(untrusted: bytes) -> bytes:
 
 
 def start_time(pid: int) -> bytes:
-    """Return when a process started, in clock ticks since boot; nothing if that can't be read."""
+    """Return when a process started, in clock ticks since boot; nothing if that can't be read.
+
+    Nothing, too, of one that has ended, and that nobody has waited for.
+    """
     try:
-        # Field 22; the command's name, field 2, may itself hold brackets and blanks.
-        return b"".join(read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19:20])
-    except OSError:
+        # From field 3 on; the command's name, field 2, may itself hold brackets and blanks.
+        state, *fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    except (OSError, ValueError):
         return b""
+    return b"" if state in b"ZX" else fields[18]
 
 
 def boot_id() -> bytes:
@@ -203,7 +207,8 @@ def start_deliverer(spool: Spool) -> None:
     It gets nothing of the login's, and takes a lock only after it has left the login: until then
     the user can stop it. Where a standby lives, none is started.
     """
-    if spool.has_standby():
+    standby, start = spool.standby()
+    if standby and start_time(standby) == start:
         return
     free_process()
     archive = sys.argv[0]

@@ -22,7 +22,7 @@ FREE_FILES = 256  # inodes, or a twentieth
 TEMPORARY = ".accepting-"
 STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
-STANDBY = ".standby"  # locked (flock) by the standby; modified at its last heartbeat
+STANDBY = ".standby"  # locked by the standby, who is named in it; modified at its last heartbeat
 STANDBY_SILENT_SECONDS = 3.0  # without a heartbeat until hooks no longer rely on the standby
 
 
@@ -149,21 +149,27 @@ class Spool:
             finally:
                 posix.close(file)
 
-    def has_standby(self) -> bool:
-        """Tell whether a standby lives, that is, holds its lock and shows a heartbeat.
+    def standby(self) -> "tuple[int, bytes]":
+        """Return id and start time of a process that shows a standby's heartbeat; 0 if none does.
 
-        It has what is accepted now on disk within a second, and delivers if the deliverer does not.
-        Raises OSError.
+        A standby has what is accepted now on disk within a second, and delivers if the deliverer
+        does not. Its lock is not asked: whoever stops a hook that has it for a moment, as a user
+        can with su's, would keep everybody from delivering. Raises OSError.
         """
+        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
         try:
-            fd = flock(self.fd, STANDBY, shared=True)  # so that those who ask don't see one another
-            if fd >= 0:
-                posix.close(fd)
-                return False
-            beat = posix.stat(STANDBY, dir_fd=self.fd, follow_symlinks=False).st_mtime
+            fd = posix.open(STANDBY, flags, dir_fd=self.fd)
         except FileNotFoundError:
-            return False  # none yet, or somebody has removed it
-        return abs(time.time() - beat) < STANDBY_SILENT_SECONDS
+            return 0, b""
+        try:
+            said = posix.read(fd, 100).split()  # FileLock.acquire() writes it; 1.1 writes nothing
+            beat = posix.fstat(fd).st_mtime
+        finally:
+            posix.close(fd)
+        named = len(said) > 1 and said[0].isdigit()
+        if not named or abs(time.time() - beat) >= STANDBY_SILENT_SECONDS:
+            return 0, b""
+        return int(said[0]), said[1]
 
     def holds(self, name: str) -> bool:
         """Tell whether there is such a file."""
@@ -172,20 +178,3 @@ class Spool:
         except FileNotFoundError:
             return False
         return True
-
-
-def flock(folder: int, name: str, shared: bool = False) -> int:
-    """Lock a file in a folder; return its descriptor, -1 if somebody has it.
-
-    It is made if need be, but for a shared lock. Raises OSError.
-    """
-    import fcntl  # a file of its own on some distributions: not before the event is accepted
-
-    flags = posix.O_RDWR | posix.O_NOFOLLOW | (0 if shared else posix.O_CREAT)
-    fd = posix.open(name, flags, 0o600, dir_fd=folder)
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        posix.close(fd)
-        return -1
-    return fd
