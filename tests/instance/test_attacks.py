@@ -36,7 +36,7 @@ FIFO = f"{EVIL}/fifo"
 READERS = {
     "__main__.py",  # is PAM_SERVICE there?
     "delivery/deliver.py",  # sets RES_OPTIONS
-    "aws/session.py",  # which of AWS's files does a shell's user name? sets no_proxy
+    "aws/credentials.py",  # which of AWS's files does a shell's user name? sets no_proxy
     "aws/eventbridge.py",  # REQUESTS_CA_BUNDLE
     "aws/imds.py",  # AWS_EC2_METADATA_DISABLED
     "errors.py",  # SUDO_UID: does a command that is advised begin with sudo?

@@ -28,8 +28,8 @@ from standins.imds import (
     role_credentials,
 )
 from tattle.aws import eventbridge as events
+from tattle.aws.errors import ASSUME, FIX_FILES, exit_status
 from tattle.aws.eventbridge import Publisher
-from tattle.aws.session import ASSUME, FIX_FILES, exit_status
 from tattle.errors import TattleError
 from tattle.event.config import Config
 from tattle.event.fields import FROM_INSTANCE

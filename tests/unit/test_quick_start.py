@@ -12,8 +12,9 @@ from botocore.session import Session as AwsSession
 from standins.ca import Ca
 from standins.eventbridge import EventBridge
 from tattle.aws import eventbridge as events
+from tattle.aws.credentials import aws_session
+from tattle.aws.errors import CA_ADVICE
 from tattle.aws.eventbridge import Publisher
-from tattle.aws.session import CA_ADVICE, aws_session
 from tattle.errors import TattleError
 from tattle.event.config import Config
 from tattle.login.pam import Session

@@ -11,7 +11,7 @@ from pathlib import Path
 import botocore.session
 import pytest
 
-from tattle.aws.session import refuse_foreign_files
+from tattle.aws.credentials import require_trusted_aws_files
 from tattle.errors import TattleError
 from tattle.trust import private_folder, trusted
 
@@ -120,7 +120,7 @@ def test_roots_aws_files_are_such(
     for file in (".aws/credentials", ".boto", "ca.pem"):
         (home / file).touch()
     session = botocore.session.Session()
-    refuse_foreign_files(session)
+    require_trusted_aws_files(session)
     (home / name).chmod(0o777)
     with pytest.raises(TattleError, match=f"{(home / name)} belongs to or can be written"):
-        refuse_foreign_files(session)
+        require_trusted_aws_files(session)

@@ -10,7 +10,6 @@ import functools
 import os
 import ssl
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +18,18 @@ from botocore import exceptions
 from botocore.config import Config as ClientConfig
 from botocore.parsers import ResponseParserError
 
+from tattle.aws.credentials import arn, aws_session, find_credentials
+from tattle.aws.errors import (
+    CONNECTION_LOST,
+    configuring,
+    is_no_such_bus,
+    refusal_of,
+    service_name,
+    translate_errors,
+    was_sent,
+)
 from tattle.aws.http import cause
 from tattle.aws.imds import DOMAIN
-from tattle.aws.session import (
-    NO_SUCH_BUS,
-    advice,
-    arn,
-    aws_session,
-    configuring,
-    exit_status,
-    faults,
-    find_credentials,
-    redacted,
-    service_name,
-)
 from tattle.errors import TattleError, Unanswered
 from tattle.event.config import PATH, Config, is_default
 from tattle.event.fields import detail
@@ -40,16 +37,9 @@ from tattle.event.identity import IdentityDocument
 from tattle.login.pam import Session
 
 SIZE_LIMIT = 256 * 1024  # bytes of a call's entries, as entry_size() counts them
-# Errors after which a request may have been received
-CONNECTION_LOST = (
-    exceptions.ConnectionClosedError,
-    exceptions.ReadTimeoutError,
-    exceptions.ResponseStreamingError,
-)
 UNEXPECTED_RESPONSE = (
     *(ResponseParserError, KeyError, TypeError, ValueError, AttributeError, RecursionError),
 )
-CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
 # pack.py makes it. To load all 130 authorities takes OpenSSL 3 some 15 ms.
 AMAZON_ROOTS = Path(__file__).with_name("amazon_roots.pem")
 INTERACTIVE_TIMEOUT = 3.0  # seconds for a connection, and for an answer, where somebody waits
@@ -87,7 +77,7 @@ class Publisher:
     @functools.cached_property
     def client(self) -> Any:
         """botocore's client for EventBridge, which looks for credentials. Raises TattleError."""
-        with faults(self.imds), configuring():
+        with translate_errors(self.imds), configuring():
             return self.aws.create_client(
                 "events",
                 region_name=self.region,
@@ -140,14 +130,15 @@ class Publisher:
         """
         bus = entries[0].get("EventBusName", "")
         self.look_up(bus)
-        with faults(self.imds, service_name(bus)):
+        with translate_errors(self.imds, service_name(bus)):
             try:
                 answer = self._call("put_events", Entries=entries)
                 results = [
-                    Result(one.get("EventId", ""), _refusal(one, bus)) for one in answer["Entries"]
+                    Result(one.get("EventId", ""), refusal_of(one, bus))
+                    for one in answer["Entries"]
                 ]
             except CONNECTION_LOST as error:
-                if not _was_sent(error):
+                if not was_sent(error):
                     raise
                 raise Unanswered(str(error)) from error
             except UNEXPECTED_RESPONSE as error:
@@ -173,7 +164,7 @@ class Publisher:
 
     def _described(self, bus: str) -> TattleError | None:
         try:
-            with faults(self.imds, service_name(bus)):
+            with translate_errors(self.imds, service_name(bus)):
                 answer = self._call("describe_event_bus", Name=bus)
             return None if answer.get("Arn") else Unanswered("unexpected response")
         except UNEXPECTED_RESPONSE:
@@ -255,15 +246,6 @@ class Publisher:
         )
 
 
-def is_no_such_bus(error: TattleError) -> bool:
-    """Tell whether EventBridge itself has said so: a 404 may be a proxy's."""
-    cause = error.__cause__
-    return (
-        isinstance(cause, exceptions.ClientError)
-        and cause.response["Error"].get("Code") == NO_SUCH_BUS
-    )
-
-
 def proxies(config: Config) -> dict[str, str] | None:
     """Return the proxies as botocore takes them; None: as its own settings have it."""
     return {"http": config.proxy, "https": config.proxy} if config.proxy else None
@@ -276,24 +258,3 @@ def entry_size(entry: Entry) -> int:
     """
     texts = [entry["Source"], entry["DetailType"], entry["Detail"], *entry["Resources"]]
     return 14 + sum(len(text.encode()) for text in texts)  # 14 for Time
-
-
-def _was_sent(error: BaseException | None) -> bool:
-    """Tell whether a request may have left before its connection failed."""
-    while error:
-        frames = traceback.walk_tb(error.__traceback__)
-        if any(frame.f_code.co_name in CONNECTING for frame, _ in frames):
-            return False
-        error = error.__context__
-    return True
-
-
-def _refusal(result: dict[str, str], bus: str) -> TattleError | None:
-    """Return why EventBridge did not take one entry: PutEventsResultEntry."""
-    code = result.get("ErrorCode")
-    if not code:
-        return None if result.get("EventId") else Unanswered("unexpected response")
-    message = (
-        f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
-    )
-    return TattleError(message, exit_status(code, 200), advice(code, 200))

@@ -44,7 +44,7 @@ class NoPortError(NewConnectionError):
     """All ports are taken: nothing can be said about the other end."""
 
 
-class Answer(http.client.HTTPResponse):
+class BoundedResponse(http.client.HTTPResponse):
     """An answer whose headers and body together are read up to ANSWER_BYTES."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -80,7 +80,7 @@ class Bounded(io.RawIOBase):
 class Connection:
     """A connection as botocore makes it, from a reserved port if the kernel has no other left."""
 
-    response_class = Answer
+    response_class = BoundedResponse
     source_address: tuple[str, int] | None
 
     def _new_conn(self) -> socket.socket:
@@ -88,7 +88,7 @@ class Connection:
         try:
             return connect()  # type: ignore[no-any-return]
         except NewConnectionError as error:
-            if number_of(error) != errno.EADDRNOTAVAIL:
+            if errno_of(error) != errno.EADDRNOTAVAIL:
                 raise
             taken = error
         for port in random.sample(RESERVED_PORTS, ATTEMPTS):
@@ -96,7 +96,7 @@ class Connection:
             try:
                 connected = connect()
             except NewConnectionError as error:
-                if number_of(error) not in NOT_OURS:
+                if errno_of(error) not in NOT_OURS:
                     raise  # it was not for want of a port: IPv6 without an address, for one
             else:
                 log(f"no port above 1023 is free: connected from port {port}")
@@ -114,7 +114,7 @@ class HttpsConnection(Connection, AWSHTTPSConnection):  # type: ignore[misc]
     """HTTPS's."""
 
 
-def number_of(error: BaseException) -> int | None:
+def errno_of(error: BaseException) -> int | None:
     """Return the errno(3) of the system call that a connection failed over."""
     return getattr(error.__cause__, "errno", None)
 
@@ -128,7 +128,7 @@ def cause(error: BaseException | None, kind: type[E]) -> E | None:
     return None
 
 
-def install() -> None:
+def patch_botocore() -> None:
     """Have botocore make connections of ours.
 
     ConnectionCls is where urllib3 wants it said. botocore offers no setting that would reach all:
@@ -139,7 +139,7 @@ def install() -> None:
 
 
 def pool_manager(timeout: float) -> PoolManager:
-    """Return an HTTP client that makes connections of ours, once install() was called."""
+    """Return an HTTP client that makes connections of ours, once patch_botocore() was called."""
     manager = PoolManager(timeout=timeout, retries=False)
     manager.pool_classes_by_scheme = {
         "http": AWSHTTPConnectionPool,

@@ -9,10 +9,11 @@ import socket
 import urllib.parse
 from collections.abc import Iterator
 
-from tattle.aws.connection import seconds_ahead
+from tattle.aws.clock import seconds_ahead
+from tattle.aws.credentials import arn, aws_session, find_credentials
+from tattle.aws.errors import ROLE
 from tattle.aws.eventbridge import INTERACTIVE_TIMEOUT, Publisher
 from tattle.aws.imds import REATTACH
-from tattle.aws.session import ROLE, arn, aws_session, find_credentials
 from tattle.errors import TattleError
 from tattle.event.config import PATH, Config, load
 from tattle.event.fields import own_hostname

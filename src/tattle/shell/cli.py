@@ -157,8 +157,8 @@ def smoke_test(options: argparse.Namespace) -> int:
     session = parse(variables, {"TATTLE_TIME": str(time.time_ns())})
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # resolv.conf(5)
     unpack()
+    from tattle.aws.credentials import find_credentials
     from tattle.aws.eventbridge import INTERACTIVE_TIMEOUT, Publisher
-    from tattle.aws.session import find_credentials
     from tattle.event.config import load
 
     waiting_for = "IMDS, or STS for a role"
@@ -245,7 +245,7 @@ def own_iam_policy() -> str:
 
     try:
         unpack()
-        from tattle.aws.session import arn, aws_session
+        from tattle.aws.credentials import arn, aws_session
         from tattle.event.config import load
 
         buses = load().buses()

@@ -1,39 +1,21 @@
-"""What botocore does for tattle: its settings, credentials, partitions; and what its errors mean.
-
-Every error becomes one that a person can act on: message, exit status, advice.
-"""
+"""What the errors of AWS and botocore mean: a message, an exit status, and advice for a person."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import ssl
-import urllib.parse
-import urllib.request
+import traceback
 from collections.abc import Iterator
 
 from botocore import exceptions
-from botocore.credentials import Credentials
-from botocore.handlers import BUILTIN_HANDLERS
 from botocore.parsers import ResponseParserError
-from botocore.session import Session as AwsSession
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from tattle import __version__
-from tattle.aws.http import NoPortError, cause, install
-from tattle.aws.imds import (
-    ATTEMPTS,
-    PARTITION,
-    PORTS,
-    TIMEOUT,
-    Imds,
-    valid_in_header,
-)
-from tattle.errors import REPORT, TattleError
+from tattle.aws.http import NoPortError, cause
+from tattle.aws.imds import PORTS, Imds
+from tattle.errors import REPORT, TattleError, Unanswered
 from tattle.event.config import PATH
-from tattle.event.identity import IdentityDocument
-from tattle.trust import trusted
 
 # PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.
 FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
@@ -47,112 +29,21 @@ NO_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
     exceptions.MetadataRetrievalError,
 )
-# Of the names of botocore's events, the service: to register the handlers of all takes 3 ms.
-SERVICES = ("", "events", "sts")
+# Errors after which a request may have been received
+CONNECTION_LOST = (
+    exceptions.ConnectionClosedError,
+    exceptions.ReadTimeoutError,
+    exceptions.ResponseStreamingError,
+)
+CONNECTING = {"_validate_conn", "_prepare_proxy"}  # in urllib3/connectionpool.py: before it is sent
 ROLE = "iam-role"  # botocore's provider of the instance's role
 FROM_IMDS = (ROLE, "Ec2InstanceMetadata")  # the latter is a profile's credential_source
-# A profile's settings that name another source than the instance's role
-PROFILE_SOURCES = ("credential_process", "web_identity_token_file", "mfa_serial", "sso_session")
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
 ASSUME = "the trust policy of the role in root's ~/.aws/config must name this instance's role"
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
 CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
 NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
 NOT_YET_VALID, EXPIRED = 9, 10  # X509_V_ERR_CERT_*, OpenSSL's x509_vfy.h
-
-
-def aws_session() -> tuple[AwsSession, Imds]:
-    """Return a botocore session that speaks IMDSv2 only, and its IMDS. Raises TattleError."""
-    install()
-    with faults(), configuring():
-        session = AwsSession(
-            session_vars={
-                name: (name, "AWS_" + name.upper(), default, int)
-                for name, default in (
-                    ("metadata_service_timeout", TIMEOUT),
-                    ("metadata_service_num_attempts", ATTEMPTS),
-                )
-            },
-            include_builtin_handlers=False,
-        )
-        for name, handler, *_ in BUILTIN_HANDLERS:
-            if f"{name}.".split(".")[1] in SERVICES:
-                session.register(name, handler)
-        ca_bundle = session.get_config_variable("ca_bundle")
-        if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
-            raise TattleError(
-                f"ca_bundle: can't read {ca_bundle}",
-                os.EX_CONFIG,
-                f"fix or remove it: ls -l {ca_bundle}",
-            )
-        if os.geteuid() == 0:
-            refuse_foreign_files(session)
-        session.user_agent_extra = f"tattle/{__version__}"
-        session.set_config_variable("ec2_metadata_v1_disabled", True)
-        imds = Imds(session)
-        host = urllib.parse.urlsplit(imds.url).netloc
-        if not urllib.request.proxy_bypass(host):
-            # botocore would ask for the credentials through the proxy that a shell has set.
-            others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-            os.environ["no_proxy"] = f"{others},{host}"
-        return session, imds
-
-
-def refuse_foreign_files(session: AwsSession) -> None:
-    """Raise TattleError if root's AWS files could have been written by somebody else.
-
-    Files that a variable names are the caller's choice; under PAM there is no variable.
-    """
-    setting = session.get_config_variable
-    for variable, path in (
-        ("AWS_CONFIG_FILE", setting("config_file")),
-        ("AWS_SHARED_CREDENTIALS_FILE", setting("credentials_file")),
-        ("AWS_CA_BUNDLE", setting("ca_bundle")),
-        ("AWS_DATA_PATH", "~/.aws/models"),  # service models, which botocore prefers to its own
-        ("BOTO_CONFIG", "/etc/boto.cfg"),
-        ("BOTO_CONFIG", "~/.boto"),
-    ):
-        if path and variable not in os.environ:
-            try:
-                trusted(os.path.abspath(os.path.expanduser(path)))
-            except FileNotFoundError:
-                pass
-            except TattleError as error:
-                if os.path.expanduser("~") != pwd.getpwuid(0).pw_dir:  # sudo kept the caller's HOME
-                    error.advice = "HOME is not root's: unset it, or use sudo's option -H"
-                raise
-
-
-def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
-    """Return botocore's credentials, from wherever it has them. Raises TattleError."""
-    with faults(imds, "STS"):
-        try:
-            credentials = session.get_credentials()
-            if credentials is None:
-                raise exceptions.NoCredentialsError
-            parts = credentials.get_frozen_credentials()  # of STS, for some
-        except (ValueError, TypeError, RuntimeError, OSError, EOFError) as error:
-            # botocore does not validate what IMDS, or a profile's program or file, gives it.
-            profile = session.get_scoped_config()
-            provider = next((source for source in PROFILE_SOURCES if source in profile), ROLE)
-            reason = str(error) or type(error).__name__
-            raise exceptions.CredentialRetrievalError(
-                provider=provider, error_msg=reason
-            ) from error
-        if not all(map(valid_in_header, (parts.access_key, parts.token or "none"))):
-            method = credentials.method
-            raise exceptions.CredentialRetrievalError(provider=method, error_msg="not printable")
-        return credentials
-
-
-def arn(session: AwsSession, imds: Imds, document: IdentityDocument) -> str:
-    """Return the instance's ARN, in the partition of its region. Raises TattleError."""
-    region, account = document["region"], document["accountId"]
-    try:
-        partition = session.get_partition_for_region(region)
-    except exceptions.UnknownRegionError:  # newer than this botocore: IMDS knows where it is
-        partition = imds.name(PARTITION) or "aws"
-    return f"arn:{partition}:ec2:{region}:{account}:instance/{document['instanceId']}"
 
 
 @contextlib.contextmanager
@@ -165,7 +56,7 @@ def configuring() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def faults(imds: Imds | None = None, service: str = "EventBridge") -> Iterator[None]:
+def translate_errors(imds: Imds | None = None, service: str = "EventBridge") -> Iterator[None]:
     """Turn what botocore raises about a service of AWS's into what a person can act on."""
     try:
         yield
@@ -247,3 +138,33 @@ def advice(code: str, http: int) -> str:
         os.EX_UNAVAILABLE: "a proxy or a VPC endpoint? It must let 256 KB pass",
         os.EX_DATAERR: f"{REPORT}, with the event's record",
     }.get(exit_status(code, http), "the role must allow it: tattle recipe iam-policy.json")
+
+
+def refusal_of(result: dict[str, str], bus: str) -> TattleError | None:
+    """Return why EventBridge did not take one entry: PutEventsResultEntry."""
+    code = result.get("ErrorCode")
+    if not code:
+        return None if result.get("EventId") else Unanswered("unexpected response")
+    message = (
+        f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
+    )
+    return TattleError(message, exit_status(code, 200), advice(code, 200))
+
+
+def is_no_such_bus(error: TattleError) -> bool:
+    """Tell whether EventBridge itself has said so: a 404 may be a proxy's."""
+    original = error.__cause__
+    return (
+        isinstance(original, exceptions.ClientError)
+        and original.response["Error"].get("Code") == NO_SUCH_BUS
+    )
+
+
+def was_sent(error: BaseException | None) -> bool:
+    """Tell whether a request may have left before its connection failed."""
+    while error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if any(frame.f_code.co_name in CONNECTING for frame, _ in frames):
+            return False
+        error = error.__context__
+    return True

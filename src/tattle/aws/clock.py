@@ -8,8 +8,8 @@ import time
 from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 
+from tattle.aws.errors import translate_errors
 from tattle.aws.eventbridge import Publisher, proxies
-from tattle.aws.session import faults
 
 
 def seconds_ahead(publisher: Publisher, timeout: float) -> float | None:
@@ -20,7 +20,7 @@ def seconds_ahead(publisher: Publisher, timeout: float) -> float | None:
     config = publisher.config
     verify = config.ca_bundle or publisher.aws.get_config_variable("ca_bundle") or True
     http = URLLib3Session(verify=verify, proxies=proxies(config), timeout=timeout)
-    with faults():
+    with translate_errors():
         answer = http.send(AWSRequest("GET", publisher.client.meta.endpoint_url).prepare())
     date = answer.headers.get("Date")
     return time.time() - email.utils.parsedate_to_datetime(date).timestamp() if date else None
