@@ -44,9 +44,9 @@ def main(archive):  # type: ignore[no-untyped-def]
             if under_pam:
                 from tattle.login.hook import main as run
             elif sys.argv[1:2] == ["deliver"]:
-                from tattle.delivery.leave import begin_to_leave
+                from tattle.delivery.detach import start_detaching
 
-                begin_to_leave()
+                start_detaching()
                 from tattle.delivery.deliver import main as run
             else:
                 from tattle.shell.cli import main as run

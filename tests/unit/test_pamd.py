@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from support import need
-from tattle.event.dispatch import FAILURE, IGNORE, SUCCESS, dispatch, login
 from tattle.event.pamd import Line, Stack, services
 from tattle.shell import check_pam
+from tattle.shell.pam_simulation import FAILURE, IGNORE, SUCCESS, dispatch, simulate_login
 
 CASES = Path(__file__).with_name("pam.d")
 SERVICES = [
@@ -285,7 +285,7 @@ def test_what_check_says_of_the_single_line_there_and_its_commands(
     assert [line.number for line, _ in repaired.hooks()] == [18, 20, 21]
     assert [*check_pam.logins("sshd", repaired)] == []
     for large_key in (False, True):
-        assert login(repaired, large_key=large_key).reported_once()
+        assert simulate_login(repaired, large_key=large_key).reported_once()
 
 
 class TestRhel9:

@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from tattle.delivery import last_error
 from tattle.delivery.batches import BATCH, Sender
+from tattle.delivery.detach import detach, end_within
 from tattle.delivery.due import Due, Outcome
-from tattle.delivery.leave import end_within, leave_login
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     status = os.EX_UNAVAILABLE
     syncing = None
     try:
-        leave_login()
+        detach()
         records = Records(arguments[1])
         syncing = sync_beside_us(records.path)
         if is_shutting_down():
@@ -195,7 +195,7 @@ class Deliverer:
         """Send what is due of what waits; tell whether all of it is left to the next login."""
         tried = time.time()
         outcome = self.sender.send(names)
-        gc.enable()  # begin_to_leave() has disabled it
+        gc.enable()  # start_detaching() has disabled it
         now = time.monotonic()
         due.note(outcome, waiting, now)
         if self.reporter.is_news(outcome.error) and repair():

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from tattle.errors import TattleError
 from tattle.event.config import PATH as CONFIG
 from tattle.event.config import Config
-from tattle.event.dispatch import login, unset_by
 from tattle.event.pamd import FOLDERS, Line, Stack, services
 from tattle.shell.check_sshd import SSHD, sshd_service
 from tattle.shell.finding import ERROR, OK, WARNING, Finding
@@ -24,6 +23,7 @@ from tattle.shell.pam_lines import (
     pam_file,
     with_large_keys,
 )
+from tattle.shell.pam_simulation import simulate_login, unset_by
 from tattle.shell.selinux import confined_logins, mode
 from tattle.trust import trusted
 
@@ -120,9 +120,11 @@ def path_fault(path: str, places: str) -> tuple[str, str]:
 def logins(service: str, stack: Stack) -> Iterator[Finding]:
     """Say which logins are reported twice, or not at all, though each line by itself is right."""
     lines = [line for line, _ in stack.hooks()]
-    usual = login(stack)
-    large = login(stack, large_key=True)
-    late = login(stack, lambda hook: any(word.startswith("--wait") for word in hook.arguments))
+    usual = simulate_login(stack)
+    large = simulate_login(stack, large_key=True)
+    late = simulate_login(
+        stack, lambda hook: any(word.startswith("--wait") for word in hook.arguments)
+    )
     places = ", ".join(map(where, lines))
     if max(len(usual.opened), len(usual.closed)) > 1:
         message = f"runs tattle more than once, so each event comes as often: {places}"
@@ -139,7 +141,7 @@ def logins(service: str, stack: Stack) -> Iterator[Finding]:
             f"{where(lines[0])}: a login with a key or certificate over 128 KiB is not reported"
         )
         yield Finding("pam", ERROR, message, with_large_keys(stack, *stack.hooks()[0]), service)
-    elif service in KEEPS_CALLERS_UID and login(stack, lambda hook: True).opens:
+    elif service in KEEPS_CALLERS_UID and simulate_login(stack, lambda hook: True).opens:
         message = f"{places}: its caller can open a session unreported by having the hook killed"
         control = re.sub(r"([][/.*])", r"\\\1", lines[0].control)
         advice = edit(lines[0], f"s/{control}/{REFUSES}/")
@@ -155,7 +157,9 @@ def confined(service: str, stack: Stack) -> Iterator[Finding]:
     for line in session:
         if line.module == "pam_selinux.so" and "close" not in line.arguments:
             late = [
-                hook for hook in login(stack).opened if session.index(hook) > session.index(line)
+                hook
+                for hook in simulate_login(stack).opened
+                if session.index(hook) > session.index(line)
             ]
             if late:
                 message = (
@@ -178,7 +182,7 @@ def one_line_changed(service: str, stack: Stack) -> str:
         for new in ([line._replace(arguments=plain)], []):
             changed = copy.copy(stack)
             changed.lines = [one for old in stack.lines for one in (new if old == line else [old])]
-            if login(changed).reported_once():
+            if simulate_login(changed).reported_once():
                 return edit(line, "s/ type=[a-z_]*//" if new else "d")
     return f"take the lines in {lines[0].file} out, and then: tattle recipe pam | sudo sh"
 

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from tattle.event.dispatch import KEY_VARIABLE
 from tattle.event.pamd import FOLDERS, Line, Stack
 from tattle.shell.check_sshd import sshd_service
+from tattle.shell.pam_simulation import KEY_VARIABLE
 
 AUTHSELECT = "/etc/authselect"
 # The real user id of what these run is their caller's, who may then stop or kill it.

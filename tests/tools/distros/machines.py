@@ -23,7 +23,7 @@ from tools.distros.scenarios import (
     until,
 )
 
-LATE = "time.sleep(3); leave_login()"
+LATE = "time.sleep(3); detach()"
 CLONE = "i-0c10e0c10e0c10e0c"
 
 
@@ -88,7 +88,7 @@ def young_deliverer(box: Instance) -> None:
     left the login, don't hold up the shutdown for the 90 seconds until its SIGKILL."""
     with another(box, prepare) as machine, TemporaryDirectory() as folder:
         slow = Path(folder, "tattle")
-        changed(ARTIFACT, slow, r"^        leave_login\(\)$", f"        {LATE}")
+        changed(ARTIFACT, slow, r"^        detach\(\)$", f"        {LATE}")
         machine.install(slow)
         words = ["ssh", "alice@127.0.0.1", "read go"]
         ssh = machine.ssh_command(*words, user="alice", source=REMOTE_HOST)

@@ -25,7 +25,7 @@ KEY_VARIABLE = "SSH_AUTH_INFO_0"
 UNSET = re.compile(rf"^\s*{KEY_VARIABLE}\s+DEFAULT=(\s+OVERRIDE=)?\s*(#.*)?$", re.MULTILINE)
 
 
-class Outcome(NamedTuple):
+class SimulatedLogin(NamedTuple):
     """What comes of a login: whether its session opens, and the lines that report either end."""
 
     opens: bool
@@ -37,9 +37,9 @@ class Outcome(NamedTuple):
         return len(self.opened) == len(self.closed) == 1
 
 
-def login(
+def simulate_login(
     stack: Stack, fails: Callable[[Line], bool] = lambda hook: False, large_key: bool = False
-) -> Outcome:
+) -> SimulatedLogin:
     """Return what comes of a login.
 
     fails: which hooks end with another status than 0, once they have done what they are for.
@@ -65,7 +65,7 @@ def login(
     opens, returned = dispatch(lines, lambda line: run(line, "open_session"))
     if opens:
         dispatch(lines, lambda line: run(line, "close_session"), returned)
-    return Outcome(opens, events["open_session"], events["close_session"])
+    return SimulatedLogin(opens, events["open_session"], events["close_session"])
 
 
 def unset_by(line: Line, root: str = "") -> list[str]:

@@ -39,7 +39,7 @@ CLOSE_RANGE_UNSHARE = 2
 FIRST_INHERITED, LAST_INHERITED = 3, 2**32 - 1  # descriptors
 
 
-def begin_to_leave() -> None:
+def start_detaching() -> None:
     """Start what takes time without taking CPU, and let the caller import in the meantime.
 
     The imports leave no garbage, and to look for it takes 8 ms: whoever has imported enables that.
@@ -63,7 +63,7 @@ def move() -> None:
 MOVE = threading.Thread(target=move)
 
 
-def leave_login() -> None:
+def detach() -> None:
     """Leave its cgroup, session, files, folder, limits, signals and scheduling.
 
     What a container forbids is left as it is. Raises TattleError if that leaves too little.
@@ -81,8 +81,8 @@ def leave_login() -> None:
     os.chdir("/")
     os.umask(0o077)
     lift_limits()
-    look_at_limits()
-    leave_files()
+    require_limits()
+    drop_inherited_files()
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ def end_within(seconds: float) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
-def look_at_limits() -> None:
+def require_limits() -> None:
     """Raise TattleError if a limit that could not be lifted leaves too little to deliver."""
     for name, (limit, needed) in NEEDED.items():
         soft, _ = resource.getrlimit(limit)
@@ -110,7 +110,7 @@ def look_at_limits() -> None:
             raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle flush")
 
 
-def leave_files() -> None:
+def drop_inherited_files() -> None:
     """Leave what the login had open, however high its number. Go on in a new process if need be.
 
     close() tells a FUSE file system, which may be any user's: if that does not answer, no signal
