@@ -51,7 +51,7 @@ class OneRecord:
     def read(self, _: str) -> bytes:
         return self.record
 
-    def is_from_elsewhere(self, *_: object) -> bool:
+    def move_if_from_elsewhere(self, *_: object) -> bool:
         return False
 
     def reject(self, _: str, reason: str) -> None:

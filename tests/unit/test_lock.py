@@ -59,7 +59,11 @@ def test_only_a_deliverer_is_ended_whichever_spool_it_was_started_for(
     with process(HOLDER, str(SOURCE), records.path, *arguments) as running:
         found = holder(records, DELIVERER)
         assert found
-        assert (found.pid, found.is_alive(), found.is_foreign()) == (running.pid, True, False)
+        assert (found.pid, found.is_alive(), found.is_in_another_container()) == (
+            running.pid,
+            True,
+            False,
+        )
         assert end_holder(records, DELIVERER) == ours
         time.sleep(0.1)
         assert (running.poll() is not None) == ours
@@ -117,7 +121,7 @@ def test_nobody_is_the_deliverer_of_a_directory_that_has_been_replaced(records: 
     lock = DelivererLock(records)
     assert lock.acquire()
     os.rename(records.path, f"{records.path}-moved")
-    assert not lock.is_held()
+    assert not lock.keep()
     other = DelivererLock(Records(records.path))
     assert other.acquire()
-    assert not lock.is_held()
+    assert not lock.keep()

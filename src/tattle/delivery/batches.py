@@ -84,7 +84,7 @@ class Sender:
 
     def _send(self, names: list[str], tally: Tally) -> None:
         """Send these records. Raises TattleError if that keeps back all that is left."""
-        names, tally.refusal = self.queue.removable(names)
+        names, tally.refusal = self.queue.put_away_confirmed(names)
         if not names:
             return
         with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
@@ -140,7 +140,7 @@ class Sender:
         """Return what a record tells; None if that is no event, or must not be sent from here."""
         try:
             session = session_of(self.queue.read(name))
-            if self.queue.is_from_elsewhere(name, session, publisher.instance_id):
+            if self.queue.move_if_from_elsewhere(name, session, publisher.instance_id):
                 return None
             return Told(session, publisher.entry(session, trusts_sshd))
         except TattleError as error:
@@ -162,7 +162,7 @@ class Sender:
 
         Raises TattleError if the call as a whole did not succeed.
         """
-        if not self.queue.is_ours():
+        if not self.queue.keep_locks():
             lost = "the deliverer's lock was pulled away"
             raise TattleError(lost, os.EX_TEMPFAIL, "nothing: another deliverer takes over")
         try:

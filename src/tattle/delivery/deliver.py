@@ -166,9 +166,9 @@ class Deliverer:
         now = time.monotonic()
         due, life_ends, leaves_at = Due(now), now + LIFE, now + linger
         next_call = next_look = now
-        while self.queue.is_ours():
-            self.heartbeat.turn()
-            if self.queue.is_woken():
+        while self.queue.keep_locks():
+            self.heartbeat.note_progress()
+            if self.queue.take_wake_request():
                 due.try_all()
             waiting, now = self.queue.names(), time.monotonic()
             names = due.names(waiting, now)

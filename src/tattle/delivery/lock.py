@@ -27,9 +27,9 @@ class Holder(NamedTuple):
 
     def is_alive(self) -> bool:
         """Tell whether it still runs, as far as that can be seen from here."""
-        return self.is_foreign() or start_time(self.pid).decode() == self.start
+        return self.is_in_another_container() or start_time(self.pid).decode() == self.start
 
-    def is_foreign(self) -> bool:
+    def is_in_another_container(self) -> bool:
         """Tell whether its id means nothing here: it runs in another container."""
         return self.namespace != pid_namespace()
 
@@ -113,8 +113,8 @@ class DelivererLock:
         fcntl.flock(self.records.fd, fcntl.LOCK_UN)
         return False
 
-    def is_held(self) -> bool:
-        """Tell whether this process still is the deliverer.
+    def keep(self) -> bool:
+        """See to it that the lock counts; False if this process no longer is the deliverer.
 
         Where somebody has removed `.deliverer` it is made anew, unless 1.1 was quicker.
         """

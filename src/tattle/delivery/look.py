@@ -38,7 +38,7 @@ def look(spools: Sequence[Spool]) -> int:
     try:
         for spool in spools:
             ledger.begin(spool)
-        with turn(spools[0]) as due:
+        with claim_look(spools[0]) as due:
             if not due:
                 return 0
             machine = this_machine()
@@ -50,8 +50,8 @@ def look(spools: Sequence[Spool]) -> int:
 
 
 @contextlib.contextmanager
-def turn(spool: Spool) -> Iterator[bool]:
-    """Tell whether it is time to look; nobody else is told so meanwhile. Raises OSError."""
+def claim_look(spool: Spool) -> Iterator[bool]:
+    """Lock out whoever else would look; give whether it is time to look. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     fd = os.open(LOOKED, flags, 0o600, dir_fd=spool.fd)
     try:

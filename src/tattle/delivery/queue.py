@@ -45,11 +45,11 @@ class Queue:
         """Put what can never be sent out of the way."""
         self._spool_of[name].reject(name, reason)
 
-    def is_from_elsewhere(self, name: str, session: Session, instance_id: str | None) -> bool:
-        """Tell whether a record was accepted on another instance: it came with a disk image.
+    def move_if_from_elsewhere(self, name: str, session: Session, instance_id: str | None) -> bool:
+        """Move a record to `elsewhere/` if another instance accepted it; tell whether one did.
 
-        It is put out of the way then: under this machine's ARN it would be a lie. A record of
-        tattle 1.1 does not say, and is this machine's.
+        It came with a disk image: under this machine's ARN it would be a lie. A record of tattle
+        1.1 does not say, and is this machine's.
         """
         accepted_on = session.context.get("TATTLE_INSTANCE")
         if not accepted_on or not instance_id or accepted_on == instance_id:
@@ -59,12 +59,12 @@ class Queue:
             log(f"accepted on {accepted_on}, not here: {spool.path}/{ELSEWHERE}/{name}")
         return True
 
-    def removable(self, names: list[str]) -> tuple[list[str], TattleError | None]:
-        """Put away what EventBridge has; return those that can be put away, too, and the error.
+    def put_away_confirmed(self, names: list[str]) -> tuple[list[str], TattleError | None]:
+        """Put away what EventBridge has; return which of these can then be sent, and the error.
 
-        Nothing is sent that would then stay, and be sent again.
+        Nothing is sent from a spool that nothing can be removed from: it would be sent again.
         """
-        error = self._put_away_confirmed()
+        error = self._put_away()
         unwritable = {self._spool_of[name] for name in self._confirmed}
         left = [name for name in names if name not in self._confirmed]
         return [name for name in left if self._spool_of[name] not in unwritable], error
@@ -75,11 +75,11 @@ class Queue:
         Raises TattleError; they are not sent a second time then.
         """
         self._confirmed.update(sessions)
-        error = self._put_away_confirmed()
+        error = self._put_away()
         if error:
             raise error
 
-    def _put_away_confirmed(self) -> TattleError | None:
+    def _put_away(self) -> TattleError | None:
         failed = None
         for spool in self.spools:
             names = sorted(name for name in self._confirmed if self._spool_of[name] is spool)
@@ -103,12 +103,13 @@ class Queue:
                         self._others.append(Records(path))
         return [*self.spools, *self._others]
 
-    def is_ours(self) -> bool:
-        """Tell whether this process still is the deliverer of these spools."""
-        return all(lock.is_held() for lock in self.locks)
+    def keep_locks(self) -> bool:
+        """See to it that the locks count; False if this process no longer is the deliverer."""
+        return all(lock.keep() for lock in self.locks)
 
-    def is_woken(self) -> bool:
-        """Tell whether a flush waits; if so, the next error that is kept is its."""
+    def take_wake_request(self) -> bool:
+        """Remove a flush's wish to try now; tell whether there was one. It then waits for an error
+        that is newer: the last one is removed, too."""
         woken = [spool for spool in self.spools if spool.holds(WAKE)]
         for spool in woken:
             spool.remove([LAST_ERROR, WAKE])

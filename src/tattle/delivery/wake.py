@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 # A record that gets its name; a record or WAKE that is made, or is moved here from elsewhere
 CHANGES = fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_MULTISHOT
-LOOK_SECONDS = 0.25  # between two looks, where the kernel has no such signal
+POLL_SECONDS = 0.25  # between two looks, where the kernel has no such signal
 
 
 class Alarm:
@@ -29,7 +29,7 @@ class Alarm:
                 own = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
                 fcntl.fcntl(own, fcntl.F_NOTIFY, CHANGES)
             except OSError:
-                self._longest = LOOK_SECONDS
+                self._longest = POLL_SECONDS
 
     def sleep(self, seconds: float) -> bool:
         """Sleep for so long at most; tell whether something has changed since the last sleep.

@@ -45,7 +45,7 @@ class Heartbeat:
     def __init__(self, locks: list[DelivererLock]) -> None:
         self.locks = locks
         self._deadline = math.inf
-        self._turned = time.monotonic()
+        self._progressed = time.monotonic()
 
     def __enter__(self) -> Heartbeat:
         self._beat()
@@ -56,9 +56,9 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def turn(self) -> None:
+    def note_progress(self) -> None:
         """Note that the main loop goes on: a process that only beats is not alive."""
-        self._turned = time.monotonic()
+        self._progressed = time.monotonic()
 
     @contextlib.contextmanager
     def at_most(self, seconds: float, error: TattleError) -> Iterator[None]:
@@ -72,7 +72,7 @@ class Heartbeat:
                 yield
             finally:
                 self._deadline = math.inf
-                self.turn()
+                self.note_progress()
         except TimeUp:
             self._deadline = math.inf  # if it came within the finally clause
             raise error from None
@@ -81,10 +81,10 @@ class Heartbeat:
         """Sleep until the alarm, for so long at most: a loop that sleeps is not idle."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            self.turn()
+            self.note_progress()
             if alarm.sleep(min(left, IDLE_SECONDS / 2)):
                 break
-        self.turn()
+        self.note_progress()
 
     def _beat(self) -> None:
         for lock in self.locks:
@@ -92,7 +92,7 @@ class Heartbeat:
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._deadline < math.inf or now - self._turned < IDLE_SECONDS:
+        if self._deadline < math.inf or now - self._progressed < IDLE_SECONDS:
             self._beat()
         if now > self._deadline:
             raise TimeUp  # with each beat, until at_most() has it: a destructor may swallow one
@@ -108,7 +108,7 @@ def become_standby(records: Records) -> FileLock | None:
         if lock.acquire():
             lock.beat()
             return lock
-        watch.look()
+        watch.poll()
         if watch.beats > 1:
             return None
         time.sleep(POLL_SECONDS)
@@ -133,7 +133,7 @@ def become_deliverer(
             time.sleep(POLL_SECONDS)  # tattle 1.1 delivers, and locks `.deliverer` alone
         standby.beat()
         on_beat()
-        watch.look()
+        watch.poll()
     return None
 
 
@@ -173,7 +173,7 @@ class Watch:
         self._last = 0
         self._since = time.monotonic()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look for a new heartbeat, and end the holder if there was none for too long."""
         try:
             last = os.stat(self.name, dir_fd=self.records.fd, follow_symlinks=False).st_mtime_ns
@@ -193,7 +193,7 @@ def end_holder(records: Records, name: str) -> bool:
     found = holder(records, name)
     if found is None or not found.is_alive():
         return _told("a process that is not this tattle", records)
-    if found.is_foreign():
+    if found.is_in_another_container():
         return _told(f"process {found.pid} of another container", records)
     with contextlib.suppress(OSError):  # it has ended
         process = os.pidfd_open(found.pid)

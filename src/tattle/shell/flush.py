@@ -74,8 +74,8 @@ class Backlog:
             with unavailable("can't start a deliverer", os.EX_TEMPFAIL):
                 start_deliverer(self.records)
 
-    def look(self) -> bool:
-        """Look what has been delivered since the last time; tell whether anything has."""
+    def update(self) -> bool:
+        """Count what has been delivered since the last time; tell whether anything has."""
         gone = self.left - {*self.records.names()}
         self.left -= gone
         for name in gone:
@@ -135,7 +135,7 @@ def watch(backlogs: list[Backlog]) -> TattleError | None:
             for backlog in backlogs:
                 backlog.start()
         cause = next(filter(None, [backlog.cause() for backlog in backlogs]), None)
-        gone = [backlog.look() for backlog in backlogs]
+        gone = [backlog.update() for backlog in backlogs]
         if any(gone):
             changed = now
         if now - changed > STUCK_SECONDS:
