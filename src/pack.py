@@ -4,8 +4,8 @@ shiv builds the archive; this chooses its files and writes them in order. First 
 door, which the `#!` line runs by its offset and length; then shiv's bootstrap and site-packages/.
 tattle's own modules are not compressed: a login reads them while nothing is unpacked.
 
-The bytes depend on the checkout and requirements.lock and on nothing else: no clock, no umask, no
-folder's name or order, and not the builder's Python or zlib. For that, zopfli does the compressing
+The bytes depend on the checkout and requirements.lock and on nothing else: no clock, no umask, not
+a name or order in a directory, and not the builder's Python or zlib. Zopfli does the compressing
 (locked by hash like the rest), and the zip file's records are written here: Python's zipfile takes
 no data that is compressed already. The format: PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16.
 """
@@ -155,7 +155,7 @@ def data_files(data: Path) -> dict[str, Any]:
 
 
 def stage(site_packages: Path, into: Path) -> None:
-    """Copy the run-time packages, without what is left out, to a folder for shiv."""
+    """Copy the run-time packages, without what is left out, to a directory for shiv."""
     files = {
         path.relative_to(site_packages).as_posix(): path.read_bytes()
         for name in RUNTIME
@@ -188,7 +188,7 @@ def amazon_roots(bundle: bytes) -> bytes:
 
 
 def from_shiv(staged: Path, archive: Path) -> list[Entry]:
-    """What shiv makes of the staged packages, with our front door in its place and first."""
+    """What shiv makes of the staged packages, with our entry point in its place and first."""
     command = [sys.executable, "-Im", "shiv", "--reproducible", "--uncompressed"]
     command += ["-p", PYTHON, "-e", ENTRY_POINT, "-o", str(archive)]
     command += ["--site-packages", str(staged)]
@@ -215,7 +215,7 @@ def front_door(build_id: str) -> Entry:
 
 
 def our_own() -> dict[str, bytes]:
-    """Our package without the front door, by path in site-packages/."""
+    """Our package without the entry point, by path in site-packages/."""
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     return {
         f"tattle/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
@@ -225,7 +225,7 @@ def our_own() -> dict[str, bytes]:
 
 
 def shebang() -> bytes:
-    """The first line, which knows where the front door begins and how long it is."""
+    """The first line, which knows where the entry point begins and how long it is."""
     offset, line = 0, b""
     while offset != len(line) + 30 + len(DOOR):  # a local file header has 30 bytes and the name
         offset = len(line) + 30 + len(DOOR)
@@ -296,10 +296,10 @@ def zip_file(entries: list[Entry], before: bytes = b"") -> bytes:
 def main() -> None:
     """Write dist/tattle and dist/tattle.sha256, and say what came out."""
     site_packages = Path(sysconfig.get_path("purelib"))
-    with tempfile.TemporaryDirectory(prefix="tattle-pack-") as folder:
-        staged = Path(folder, "site-packages")
+    with tempfile.TemporaryDirectory(prefix="tattle-pack-") as directory:
+        staged = Path(directory, "site-packages")
         stage(site_packages, staged)
-        entries = from_shiv(staged, Path(folder, "shiv"))
+        entries = from_shiv(staged, Path(directory, "shiv"))
     entries.append(licences(site_packages))
     content = zip_file(entries, shebang())
     digest = hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""The front door: to the hook, the deliverer or the command line.
+"""The entry point: runs the hook, the deliverer or the command line.
 
 The `#!` line runs these bytes, and so does `python3 tattle`. Each login compiles them: keep them
 few. The syntax suits every Python, so that an old one gets a line to read and not a SyntaxError.
@@ -11,9 +11,9 @@ BUILD = "none"  # pack.py fills in shiv's build id
 CACHE = "/var/cache/tattle"
 
 
-def only_root_writes(folder):
+def only_root_writes(directory):
     # type: (str) -> bool
-    status = posix.lstat(folder)
+    status = posix.lstat(directory)
     return status.st_uid == 0 and status.st_mode & 0o170022 == 0o40000
 
 

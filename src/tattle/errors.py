@@ -12,7 +12,7 @@ REPORT = "please report it as an issue of the repository that you have tattle fr
 
 
 class TattleError(Exception):
-    """A fault that a person can act on.
+    """An error that a person can act on.
 
     status: from sysexits(3), os.EX_*. advice: one line, a command where one helps; may be empty.
     A command that needs root begins with sudo: runnable().

@@ -1,4 +1,4 @@
-"""What only root can have put there: files and folders that root may trust."""
+"""What only root can have put there: files and directories that root may trust."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def trusted(path: str, links: int = LINKS) -> str:
     """Return what the path names, its links followed, if only root and this user can have put it
     there or exchanged it.
 
-    Every folder on the way and every symbolic link's target counts; in a sticky folder nobody can
-    exchange what is ours. Raises OSError if something does not exist, TattleError if somebody else
-    could write.
+    Every directory on the way and every symbolic link's target counts; in a sticky directory nobody
+    can exchange what is ours. Raises OSError if something does not exist, TattleError if somebody
+    else could write.
     """
     resolved = ""
     for part in path.strip("/").split("/"):
@@ -27,7 +27,7 @@ def trusted(path: str, links: int = LINKS) -> str:
         sticky = stat.S_ISDIR(mode) and mode & stat.S_ISVTX
         writable = mode & 0o022 and not sticky and not stat.S_ISLNK(mode)
         if status.st_uid not in (0, os.geteuid()) or writable:
-            raise foreign(resolved, "belongs to or can be written by somebody else", "go-w")
+            raise wrong_owner(resolved, "belongs to or can be written by somebody else", "go-w")
         if stat.S_ISLNK(mode):
             if not links:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -35,14 +35,14 @@ def trusted(path: str, links: int = LINKS) -> str:
     return resolved
 
 
-def foreign(path: str, fault: str, mode: str) -> TattleError:
+def wrong_owner(path: str, problem: str, mode: str) -> TattleError:
     """Return the error for a file that somebody else could have written; mode is for chmod(1)."""
     advice = f"sudo chown root {path} && sudo chmod {mode} {path}"
-    return TattleError(f"{path} {fault}", os.EX_NOPERM, advice)
+    return TattleError(f"{path} {problem}", os.EX_NOPERM, advice)
 
 
-def private_folder(path: str) -> int:
-    """Open a folder that is this user's alone, made on first use, and return its descriptor.
+def private_directory(path: str) -> int:
+    """Open a directory that is this user's alone, made on first use, and return its descriptor.
 
     Held open, it can't be exchanged under us. No fsync: a login may wait. Raises OSError or
     TattleError.
@@ -57,13 +57,13 @@ def private_folder(path: str) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-        fault = f"{path} is not a folder: {error.strerror}"
-        raise TattleError(fault, os.EX_NOPERM, f"sudo rm {path}") from error
+        message = f"{path} is not a directory: {error.strerror}"
+        raise TattleError(message, os.EX_NOPERM, f"sudo rm {path}") from error
     status = os.fstat(fd)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         os.close(fd)
         if os.geteuid() == 0:
-            raise foreign(path, "must belong to root, with mode 0700", "700")
-        fault = f"{path} must belong to you, with mode 0700"
-        raise TattleError(fault, os.EX_NOPERM, f"sudo rm -r {path}")
+            raise wrong_owner(path, "must belong to root, with mode 0700", "700")
+        message = f"{path} must belong to you, with mode 0700"
+        raise TattleError(message, os.EX_NOPERM, f"sudo rm -r {path}")
     return fd

@@ -23,7 +23,7 @@ from zipimport import zipimporter
 
 import tattle
 from tattle.errors import TattleError, log
-from tattle.trust import private_folder
+from tattle.trust import private_directory
 
 if TYPE_CHECKING:
     import zipfile  # most deliverers do without
@@ -43,7 +43,7 @@ def unpack() -> None:
     """Make botocore importable. Raises TattleError if there is no place to unpack it to."""
     if from_archive():
         sys.path.insert(0, str(_unpacked(_archive())))
-        # The front door looked there before there was anything, and Python remembers that.
+        # Drop Python's cached listing of this directory.
         importlib.invalidate_caches()
 
 
@@ -103,50 +103,50 @@ def _archive() -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        fault = f"can't read {path}: {error}"
-        raise TattleError(fault, os.EX_UNAVAILABLE, "install tattle again") from error
+        message = f"can't read {path}: {error}"
+        raise TattleError(message, os.EX_UNAVAILABLE, "install tattle again") from error
 
 
 def _build_name(archive: zipfile.ZipFile) -> str:
-    """Return the name of this build's folder for this Python; the front door looks there, too."""
+    """Return the name of this build's directory for this Python; __main__.py builds the same."""
     build_id = json.loads(archive.read("environment.json"))["build_id"]
     return f"{build_id}-{sys.implementation.cache_tag}"
 
 
 def _caches() -> list[Path]:
-    """Return the folders to unpack to, best first. No environment variable has a say in it."""
+    """Return the directories to unpack to, best first. No environment variable has a say in it."""
     if os.geteuid() == 0:
         return [Path(path) for path in CACHES]
     try:
         return [Path(pwd.getpwuid(os.geteuid()).pw_dir, ".cache", "tattle")]
     except KeyError:
-        fault = f"can't unpack botocore: user {os.geteuid()} has no home"
-        raise TattleError(fault, os.EX_UNAVAILABLE, "run it as a user with a home") from None
+        message = f"can't unpack botocore: user {os.geteuid()} has no home"
+        raise TattleError(message, os.EX_UNAVAILABLE, "run it as a user with a home") from None
 
 
 def _unpacked(archive: zipfile.ZipFile) -> Path:
     """Return the site-packages of the archive's build, unpacked whole and on disk."""
-    faults = []
+    messages = []
     for cache in _caches():
         build = cache / _build_name(archive)
         try:
             if os.geteuid() != 0:
                 cache.parent.mkdir(0o700, exist_ok=True)  # ~/.cache
-            folder = private_folder(str(cache))
+            directory = private_directory(str(cache))
             try:
                 if not build.exists():
-                    fcntl.flock(folder, fcntl.LOCK_EX)
+                    fcntl.flock(directory, fcntl.LOCK_EX)
                     if not build.exists():
                         _unpack(archive, build)
-                        os.fsync(folder)
+                        os.fsync(directory)
             finally:
-                os.close(folder)
+                os.close(directory)
         except (OSError, TattleError) as error:
-            faults.append(f"{cache}: {error}")
+            messages.append(f"{cache}: {error}")
         else:
             return build / "site-packages"
-    fault = f"can't unpack botocore: {'; '.join(faults)}"
-    raise TattleError(fault, os.EX_UNAVAILABLE, f"make room or repair it: df {_caches()[0]}")
+    message = f"can't unpack botocore: {'; '.join(messages)}"
+    raise TattleError(message, os.EX_UNAVAILABLE, f"make room or repair it: df {_caches()[0]}")
 
 
 def _unpack(archive: zipfile.ZipFile, build: Path) -> None:

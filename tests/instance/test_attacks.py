@@ -1,7 +1,7 @@
 """What an ordinary user can try by logging in: a real sshd, Debian's own PAM stack, which lets
 ~/.pam_environment into the environment of a hook that runs as root.
 
-What delivers is executed with an empty environment, and nothing of ours but the front door, and
+What delivers is executed with an empty environment, and nothing of ours but the entry point, and
 what a shell runs, looks at one. So a user's variables can only be aimed at the hook. (Which part of
 its environment it trusts, unit/test_pam.py shows; any bytes as names, test_log.py.)
 """

@@ -10,7 +10,7 @@ import pytest
 
 from support import need_root
 from tattle.errors import TattleError
-from tattle.trust import private_folder, trusted
+from tattle.trust import private_directory, trusted
 
 pytestmark = pytest.mark.root
 
@@ -59,4 +59,4 @@ def test_a_private_folder_belongs_to_nobody_else(file: Path) -> None:
     folder = file.parent
     folder.chmod(0o700)
     os.chown(folder, ALICE, ALICE)
-    assert "must belong to root" in refusal(private_folder, folder)
+    assert "must belong to root" in refusal(private_directory, folder)

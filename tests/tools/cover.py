@@ -3,7 +3,7 @@
 
 The artifact runs with -IS, from a zip, in namespaces of its own, and ends by os._exit or SIGKILL:
 no environment variable and no .pth file reaches it. So the tests run in a copy of the checkout
-whose artifact differs in one file: its front door starts coverage first. What coverage needs lies
+whose artifact differs in one file: its entry point starts coverage first. What coverage needs lies
 where a throwaway instance sees it, too. Tests that measure time or memory, count what is opened, or
 look into the archive may fail here, and nothing else follows from that.
 """

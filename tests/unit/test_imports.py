@@ -23,8 +23,8 @@ MAY_IMPORT = {
 }
 
 
-def folder(module: str) -> str:
-    """The folder of ours that a module is in: `tattle.login.pam` → `login`."""
+def directory(module: str) -> str:
+    """The directory of ours that a module is in: `tattle.login.pam` → `login`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else ""
 
@@ -40,22 +40,22 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def ours(path: Path) -> set[str]:
-    return {folder(name) for name in imported(path) if name.split(".")[0] == "tattle"}
+    return {directory(name) for name in imported(path) if name.split(".")[0] == "tattle"}
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 
-def test_every_folder_is_known() -> None:
-    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders == {*MAY_IMPORT} - {""}
+def test_every_directory_is_known() -> None:
+    directories = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert directories == {*MAY_IMPORT} - {""}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_imports_point_only_to_the_left(name: str) -> None:
     own = Path(name).parts[0] if len(Path(name).parts) > 1 else ""
-    # The front door opens onto each of them.
+    # The entry point runs each of them.
     allowed = {*MAY_IMPORT} if name == "__main__.py" else MAY_IMPORT[own]
     assert ours(PACKAGE / name) <= allowed
 

@@ -13,7 +13,7 @@ import pytest
 
 from tattle.aws.credentials import require_trusted_aws_files
 from tattle.errors import TattleError
-from tattle.trust import private_folder, trusted
+from tattle.trust import private_directory, trusted
 
 
 def refusal(of: Callable[[str], object], path: Path | str) -> str:
@@ -72,7 +72,7 @@ class TestAPrivateFolder:
     def test_it_is_made_and_held_open(self, tmp_path: Path) -> None:
         before = os.umask(0o077)
         try:
-            fd = private_folder(str(tmp_path / "new"))
+            fd = private_directory(str(tmp_path / "new"))
         finally:
             os.umask(before)
         assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o700
@@ -86,14 +86,14 @@ class TestAPrivateFolder:
         folder = tmp_path / "folder"
         folder.mkdir()
         folder.chmod(mode)
-        assert "0700" in refusal(private_folder, folder)
+        assert "0700" in refusal(private_directory, folder)
 
     @pytest.mark.parametrize("mode", [0o775, 0o757])
     def test_nobody_else_can_write_the_folder_that_it_is_in(
         self, mode: int, tmp_path: Path
     ) -> None:
         tmp_path.chmod(mode)
-        assert f"{tmp_path} " in refusal(private_folder, tmp_path / "folder")
+        assert f"{tmp_path} " in refusal(private_directory, tmp_path / "folder")
         assert os.listdir(tmp_path) == []
 
     def test_a_file_a_link_or_a_pipe_is_none(self, tmp_path: Path) -> None:
@@ -102,7 +102,9 @@ class TestAPrivateFolder:
         (tmp_path / "file").touch()
         os.mkfifo(tmp_path / "pipe")
         for name in ("link", "file", "pipe"):
-            assert f"{tmp_path / name} is not a folder" in refusal(private_folder, tmp_path / name)
+            assert f"{tmp_path / name} is not a directory" in refusal(
+                private_directory, tmp_path / name
+            )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tattle.aws.http import patch_botocore
 from tattle.aws.imds import (
     ATTEMPTS,
     PARTITION,
-    TIMEOUT,
+    TIMEOUT_SECONDS,
     Imds,
     valid_in_header,
 )
@@ -40,7 +40,7 @@ def aws_session() -> tuple[AwsSession, Imds]:
             session_vars={
                 name: (name, "AWS_" + name.upper(), default, int)
                 for name, default in (
-                    ("metadata_service_timeout", TIMEOUT),
+                    ("metadata_service_timeout", TIMEOUT_SECONDS),
                     ("metadata_service_num_attempts", ATTEMPTS),
                 )
             },

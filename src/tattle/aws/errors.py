@@ -20,10 +20,10 @@ from tattle.event.config import PATH
 # PutEventsResultEntry: what no later try can change. Permissions and names can be fixed.
 FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
 NO_SUCH_BUS = "ResourceNotFoundException"  # DescribeEventBus says it, PutEvents does not
-TRY_LATER = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
-OUR_FAULT = (NO_SUCH_BUS, "NotAuthorizedForSource", "NotAuthorizedForDetailType")
-DATA_FAULT = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
-CLOCK_FAULT = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
+TRY_LATER_CODES = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
+CONFIGURATION_CODES = (NO_SUCH_BUS, "NotAuthorizedForSource", "NotAuthorizedForDetailType")
+DATA_CODES = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
+CLOCK_CODES = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
 NO_CREDENTIALS = (
     exceptions.NoCredentialsError,
     exceptions.CredentialRetrievalError,
@@ -61,9 +61,10 @@ def translate_errors(imds: Imds | None = None, service: str = "EventBridge") -> 
     try:
         yield
     except exceptions.ClientError as error:
-        said, http = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        code = said.get("Code", "")
-        message = f"{service}: {code or http}: {redacted(said.get('Message'))}"
+        details = error.response["Error"]
+        http = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code = details.get("Code", "")
+        message = f"{service}: {code or http}: {redacted(details.get('Message'))}"
         status = exit_status(code, http)
         assumed = service == "STS" and status == os.EX_NOPERM
         raise TattleError(message, status, ASSUME if assumed else advice(code, http)) from error
@@ -71,10 +72,10 @@ def translate_errors(imds: Imds | None = None, service: str = "EventBridge") -> 
         raise no_credentials(error, imds) from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, ResponseParserError) as error:
         if cause(error, NoPortError):
-            fault = f"{service} can't be reached: no local port is free"
-            raise TattleError(fault, os.EX_UNAVAILABLE, PORTS) from error
-        fault = f"{service} can't be reached: {error}"
-        raise TattleError(fault, os.EX_UNAVAILABLE, unreachable(error)) from error
+            message = f"{service} can't be reached: no local port is free"
+            raise TattleError(message, os.EX_UNAVAILABLE, PORTS) from error
+        message = f"{service} can't be reached: {error}"
+        raise TattleError(message, os.EX_UNAVAILABLE, unreachable(error)) from error
     except exceptions.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
 
@@ -97,9 +98,9 @@ def unreachable(error: BaseException | None) -> str:
     """Return what to do about a connection that could not be made."""
     if cause(error, CertificateError):  # urllib3 compares the names itself
         return NAME_ADVICE
-    fault = cause(error, ssl.SSLCertVerificationError)
-    if fault:
-        return CLOCK_ADVICE if fault.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
+    unverified = cause(error, ssl.SSLCertVerificationError)
+    if unverified:
+        return CLOCK_ADVICE if unverified.verify_code in (NOT_YET_VALID, EXPIRED) else CA_ADVICE
     return f"security group, route, VPC endpoint? Through a proxy: `proxy` in {PATH}"
 
 
@@ -115,18 +116,18 @@ def redacted(message: str | None) -> str:
 
 def exit_status(code: str, http: int) -> int:
     """Return the exit status for an error code of EventBridge or STS."""
-    if any(word in code for word in TRY_LATER) or http == 429 or http >= 500:
+    if any(word in code for word in TRY_LATER_CODES) or http == 429 or http >= 500:
         return os.EX_TEMPFAIL
-    if code.startswith(OUR_FAULT) or http == 404:
+    if code.startswith(CONFIGURATION_CODES) or http == 404:
         return os.EX_CONFIG
-    if http == 413 and not code.startswith(DATA_FAULT):
+    if http == 413 and not code.startswith(DATA_CODES):
         return os.EX_UNAVAILABLE  # a proxy's: it says nothing about the event
-    return os.EX_DATAERR if code.startswith(DATA_FAULT) else os.EX_NOPERM
+    return os.EX_DATAERR if code.startswith(DATA_CODES) else os.EX_NOPERM
 
 
 def advice(code: str, http: int) -> str:
     """Return what to do about an error code of EventBridge or STS."""
-    if code.startswith(CLOCK_FAULT):
+    if code.startswith(CLOCK_CODES):
         return "set the clock: sudo chronyc makestep; else attach the instance profile again"
     if code == NO_SUCH_BUS:
         return f"correct `event-bus` in {PATH}; there are: aws events list-event-buses"

@@ -116,10 +116,10 @@ class Publisher:
         if config.event_bus:
             entry["EventBusName"] = config.event_bus
         if entry_size(entry) >= SIZE_LIMIT:
-            fault = (
+            message = (
                 f"an event of {entry_size(entry)} bytes: EventBridge takes less than {SIZE_LIMIT}"
             )
-            raise TattleError(fault, os.EX_DATAERR, f"ask for fewer `fields` in {PATH}")
+            raise TattleError(message, os.EX_DATAERR, f"ask for fewer `fields` in {PATH}")
         return entry
 
     def publish(self, entries: list[Entry]) -> list[Result]:
@@ -233,8 +233,8 @@ class Publisher:
             if not domain:
                 return None
             if self._wants("dualstack"):
-                fault = f"no dual-stack endpoint is known for {self.region}"
-                raise TattleError(fault, os.EX_CONFIG, f"set `endpoint-url` in {PATH}") from None
+                message = f"no dual-stack endpoint is known for {self.region}"
+                raise TattleError(message, os.EX_CONFIG, f"set `endpoint-url` in {PATH}") from None
             service = "events-fips" if self._wants("fips") else "events"
             return f"https://{service}.{self.region}.{domain}"
         return None

@@ -23,7 +23,7 @@ from tattle.aws.http import ANSWER_BYTES, NoPortError, TooLongError, cause, pool
 from tattle.errors import TattleError
 from tattle.event.identity import NEEDED, IdentityDocument, is_short, known
 
-TIMEOUT = 1  # seconds for a connection, and for an answer
+TIMEOUT_SECONDS = 1  # seconds for a connection, and for an answer
 ATTEMPTS = 3
 ENDPOINTS = {"ipv4": "http://169.254.169.254/", "ipv6": "http://[fd00:ec2::254]/"}
 TOKEN = "latest/api/token"
@@ -37,18 +37,18 @@ DOMAIN = "latest/meta-data/services/domain"
 ROLES = "latest/meta-data/iam/security-credentials/"
 
 NO_ANSWER = "does not answer (not on EC2? hop limit too small for a container?)"
-ELSEWHERE = "not on EC2: set `resource` and `region` in /etc/tattle.conf"
+NOT_ON_EC2 = "not on EC2: set `resource` and `region` in /etc/tattle.conf"
 OPTIONS = "aws ec2 modify-instance-metadata-options --instance-id INSTANCE"
-ENABLE = f"{OPTIONS} --http-endpoint enabled; {ELSEWHERE}"
+ENABLE = f"{OPTIONS} --http-endpoint enabled; {NOT_ON_EC2}"
 # The token's packets may not be forwarded, unless the limit is raised.
-HOP_LIMIT = f"in a container: {OPTIONS} --http-put-response-hop-limit 2; {ELSEWHERE}"
+HOP_LIMIT = f"in a container: {OPTIONS} --http-put-response-hop-limit 2; {NOT_ON_EC2}"
 ATTACH = (
     "attach an instance profile: aws ec2 associate-iam-instance-profile --instance-id INSTANCE"
     " --iam-instance-profile Name=PROFILE"
 )
 REATTACH = "detach the instance profile from the instance, and attach it again"
 TRUST = "the role's trust policy must let ec2.amazonaws.com assume it: tattle recipe iam-role.yaml"
-FAULTY = "try again; if it stays so, look at what answers at that address"
+MALFORMED = "try again; if it stays so, look at what answers at that address"
 
 THROTTLED = "nothing: it is tried again. If it lasts, find out who asks IMDS so often"
 # Who has them can be seen by root only: ss(8).
@@ -84,7 +84,7 @@ class Imds:
             if token is None:
                 self._not_found("PUT", TOKEN)
             if not valid_in_header(token):
-                self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", FAULTY)
+                self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", MALFORMED)
             self._token = token
         return self._request("GET", path, {TOKEN_HEADER: self._token})
 
@@ -98,19 +98,19 @@ class Imds:
             document = json.loads(text)
             missing = [name for name in NEEDED if not document.get(name)]
         except (ValueError, AttributeError, RecursionError):
-            self._fail(f"{found} no identity document", FAULTY)
+            self._fail(f"{found} no identity document", MALFORMED)
         if missing:
-            self._fail(f"{found} an identity document without {', '.join(missing)}", FAULTY)
+            self._fail(f"{found} an identity document without {', '.join(missing)}", MALFORMED)
         for name, form in NEEDED.items():
             if not is_short(document[name]) or not re.fullmatch(form, document[name]):
-                self._fail(f"{found} an identity document whose {name} is malformed", FAULTY)
+                self._fail(f"{found} an identity document whose {name} is malformed", MALFORMED)
         return known(cast(IdentityDocument, document))
 
     def name(self, path: str) -> str | None:
         """Return the partition or domain at a path, None if there is nothing."""
         text = self.get(path)
         if text is not None and not NAME.fullmatch(text):
-            self._fail(f"answers 200 to GET {_short(path)} with no name", FAULTY)
+            self._fail(f"answers 200 to GET {_short(path)} with no name", MALFORMED)
         return text
 
     def tag(self, name: str) -> str | None:
@@ -147,18 +147,24 @@ class Imds:
             return None
         if answer.status != 200:
             self._token = ""  # if it has expired, the next one won't have
-            fault, advice = f"answers {answer.status} to {method} {_short(path)}", FAULTY
+            message, advice = (
+                f"answers {answer.status} to {method} {_short(path)}",
+                MALFORMED,
+            )
             if answer.status == 429:
-                self._fail(f"{fault}: asked too often", THROTTLED, os.EX_TEMPFAIL)
+                self._fail(f"{message}: asked too often", THROTTLED, os.EX_TEMPFAIL)
             if answer.status == 403:
-                fault, advice = f"{fault} (is the instance metadata service enabled?)", ENABLE
-            self._fail(fault, advice)
+                message, advice = (
+                    f"{message} (is the instance metadata service enabled?)",
+                    ENABLE,
+                )
+            self._fail(message, advice)
         return body.decode(errors="replace")
 
     def _answer(
         self, method: str, path: str, headers: dict[str, str]
     ) -> tuple[BaseHTTPResponse, bytes]:
-        """Return answer and body, of the last attempt where those before found a fault."""
+        """Return answer and body, of the last attempt where those before failed."""
         url = f"{self.url.rstrip('/')}/{path}"
         for left in reversed(range(self._attempts)):
             try:
@@ -174,7 +180,7 @@ class Imds:
                 if cause(error, NoPortError):
                     self._fail("can't be reached: no local port is free", PORTS)
                 if cause(error, TooLongError):
-                    self._fail(f"answers {method} {_short(path)} without end", FAULTY)
+                    self._fail(f"answers {method} {_short(path)} without end", MALFORMED)
                 # urllib3 calls a refused connection a time-out, too.
                 refused = isinstance(error, NewConnectionError)
                 if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
@@ -184,12 +190,16 @@ class Imds:
         return answer, body
 
     def _not_found(
-        self, method: str, path: str, advice: str = ELSEWHERE, status: int = os.EX_UNAVAILABLE
+        self,
+        method: str,
+        path: str,
+        advice: str = NOT_ON_EC2,
+        status: int = os.EX_UNAVAILABLE,
     ) -> NoReturn:
         self._fail(f"answers 404 to {method} {_short(path)}", advice, status)
 
-    def _fail(self, fault: str, advice: str, status: int = os.EX_UNAVAILABLE) -> NoReturn:
-        raise TattleError(f"IMDS at {self.url} {fault}", status, advice)
+    def _fail(self, problem: str, advice: str, status: int = os.EX_UNAVAILABLE) -> NoReturn:
+        raise TattleError(f"IMDS at {self.url} {problem}", status, advice)
 
 
 def is_answer(answer: BaseHTTPResponse) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
 CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
 BATCH = 10  # entries in a PutEvents call
-# A file that is no record, whatever its name: a symbolic link, a folder, a socket, a device
+# A file that is no record, whatever its name: a symbolic link, a directory, a socket, a device
 FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
 
@@ -151,8 +151,8 @@ class Sender:
             if error.errno in FOREIGN:
                 self.queue.reject(name, str(error))
             elif self.queue.holds(name):  # else somebody removed it
-                fault = f"can't read {self.queue.path(name)}: {error.strerror}"
-                tally.refusal = TattleError(fault, os.EX_TEMPFAIL, "sudo tattle check")
+                message = f"can't read {self.queue.path(name)}: {error.strerror}"
+                tally.refusal = TattleError(message, os.EX_TEMPFAIL, "sudo tattle check")
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             self.queue.reject(name, f"{type(error).__name__}: {error}")  # others must not wait
         return None
@@ -163,8 +163,8 @@ class Sender:
         Raises TattleError if the call as a whole did not succeed.
         """
         if not self.queue.keep_locks():
-            lost = "the deliverer's lock was pulled away"
-            raise TattleError(lost, os.EX_TEMPFAIL, "nothing: another deliverer takes over")
+            message = "the deliverer's lock file was removed or replaced"
+            raise TattleError(message, os.EX_TEMPFAIL, "nothing: another deliverer takes over")
         try:
             too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
             with self.heartbeat.at_most(CALL_SECONDS, too_late):
@@ -207,5 +207,5 @@ def session_of(record: bytes) -> Session:
 
 def too_slow() -> TattleError:
     """Return the error for an IMDS or STS whose answers never end."""
-    fault = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
-    return TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check")
+    message = f"no whole answer from IMDS, or for the role, within {CALL_SECONDS:.0f} s"
+    return TattleError(message, os.EX_UNAVAILABLE, "sudo tattle check")

@@ -1,4 +1,4 @@
-"""Leaves the login that started this process, so that its user can neither hold it nor end it."""
+"""Detaches this process from the login that started it: its user can neither hold nor end it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ MOVE = threading.Thread(target=move)
 
 
 def detach() -> None:
-    """Leave its cgroup, session, files, folder, limits, signals and scheduling.
+    """Leave the login's cgroup, session, files, directory, limits, signals and scheduling.
 
     What a container forbids is left as it is. Raises TattleError if that leaves too little.
     """
@@ -106,8 +106,8 @@ def require_limits() -> None:
     for name, (limit, needed) in NEEDED.items():
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY and soft < needed:
-            fault = f"a login's limit of {soft} for {name} can't be lifted: {needed} are needed"
-            raise TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle flush")
+            message = f"a login's limit of {soft} for {name} can't be lifted: {needed} are needed"
+            raise TattleError(message, os.EX_UNAVAILABLE, "sudo tattle flush")
 
 
 def drop_inherited_files() -> None:

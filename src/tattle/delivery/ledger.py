@@ -29,7 +29,7 @@ SETTLE_SECONDS = 0.2  # by which a hook may outlive its session's process
 TAKEN_ALONG = ("TATTLE_PARENT", "TATTLE_PARENT_START", "TATTLE_HOST", "TATTLE_INSTANCE")
 
 # The start time of the process with that id, in clock ticks since boot (proc(5)); "" if there is
-# none, None if that can't be told.
+# none, None if that is not known.
 StartOf = Callable[[int], Optional[str]]
 
 

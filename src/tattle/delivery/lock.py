@@ -1,4 +1,4 @@
-"""Who delivers from a spool, and who stands by: locks that can't be pulled away.
+"""Who delivers from a spool, and who stands by: locks that notice if their file is replaced.
 
 A lock counts only while its name still is the file that is locked: whoever finds that it is not, no
 longer holds it. Beside the lock stands who holds it, and when that last showed a heartbeat.

@@ -184,7 +184,7 @@ class Watch:
             self._last, self._since = last, now
             self.beats += 1
         elif now - self._since > DEAD_AFTER[self.name]:
-            # A process that can't be ended is told of only once.
+            # A process that can't be ended is logged only once.
             self._since = now if end_holder(self.records, self.name) else math.inf
 
 
@@ -192,9 +192,9 @@ def end_holder(records: Records, name: str) -> bool:
     """End who holds that lock, and log it; False if that is no deliverer of ours."""
     found = holder(records, name)
     if found is None or not found.is_alive():
-        return _told("a process that is not this tattle", records)
+        return _log_unkillable("a process that is not this tattle", records)
     if found.is_in_another_container():
-        return _told(f"process {found.pid} of another container", records)
+        return _log_unkillable(f"process {found.pid} of another container", records)
     with contextlib.suppress(OSError):  # it has ended
         process = os.pidfd_open(found.pid)
         try:
@@ -210,7 +210,7 @@ def _end(found: Holder, process: int, records: Records, name: str) -> bool:
     """End the process if it is a deliverer; tell whether it is one."""
     command = read(f"/proc/{found.pid}/cmdline").split(b"\0")
     if b"deliver" not in command or not SPOOLS & {*command}:  # it may hold both
-        return _told(f"process {found.pid}, which is not tattle,", records)
+        return _log_unkillable(f"process {found.pid}, which is not tattle,", records)
     seconds = DEAD_AFTER[name]
     log(f"no heartbeat from process {found.pid} for {seconds:.0f} s: ending it and taking over")
     signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -218,7 +218,7 @@ def _end(found: Holder, process: int, records: Records, name: str) -> bool:
     return True
 
 
-def _told(who: str, records: Records) -> bool:
+def _log_unkillable(who: str, records: Records) -> bool:
     """Log who holds a lock and can't be ended; return False."""
     log(f"{who} holds the lock of {records.path}: events wait")
     return False

@@ -22,8 +22,8 @@ class Accounts:
 
     def uid(self, user: str) -> int | None:
         """Return the user's number, None if it is not known."""
-        told = self._ask("-u", user).strip()
-        return int(told) if told.isdecimal() else None
+        output = self._ask("-u", user).strip()
+        return int(output) if output.isdecimal() else None
 
     def groups(self, user: str) -> list[str] | None:
         """Return the names of the user's groups, the primary one first; None if not known."""
@@ -35,7 +35,7 @@ class Accounts:
         if time.monotonic() < self._ask_from:
             return ""
         try:
-            told = subprocess.run(
+            output = subprocess.run(
                 [ID, option, "--", user],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -50,8 +50,8 @@ class Accounts:
             return ""
         except (OSError, ValueError, subprocess.SubprocessError):
             return ""
-        self._known[option, user] = told
-        return told
+        self._known[option, user] = output
+        return output
 
 
 ACCOUNTS = Accounts()

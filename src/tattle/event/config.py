@@ -21,7 +21,7 @@ BUS = r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+"
 
 
 class Config(NamedTuple):
-    """The settings by their names in the file, with `_` for `-`. None: as AWS's files say."""
+    """The settings by their names in the file, with `_` for `-`. None: botocore decides."""
 
     source: str = "com.unbounce.tattle"
     detail_type: str = "SSH connection event detected"
@@ -67,7 +67,7 @@ def load(path: str = PATH) -> Config:
         raise _error_at(path, number, "not UTF-8") from None
     except OSError as error:
         raise TattleError(f"{path}: {error.strerror}", os.EX_CONFIG, f"ls -l {path}") from error
-    except TattleError as error:  # trusted() may name a folder or a link's target
+    except TattleError as error:  # trusted() may name a directory or a link's target
         raise TattleError(str(error), os.EX_CONFIG, error.advice) from error
 
 

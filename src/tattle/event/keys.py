@@ -35,16 +35,16 @@ def certificate(key: str) -> dict[str, str] | None:
     that read like those of ssh-keygen's.
     """
     lines = keygen("-Lf", key).split("\n") if "-cert-" in key.partition(" ")[0] else []
-    said = {}
+    fields = {}
     for name, label, form in CERTIFICATE:
         ours = [line for line in lines if line.startswith(f"        {label}: ")]
         value = re.fullmatch(form, ours[0].partition(": ")[2]) if len(ours) == 1 else None
         if not value:
             return None
-        said[name] = value[1]
-    if len(said["key_id"]) > LONGEST_KEY_ID:
-        said["key_id"] = said["key_id"][:LONGEST_KEY_ID] + "…"
-    return said
+        fields[name] = value[1]
+    if len(fields["key_id"]) > LONGEST_KEY_ID:
+        fields["key_id"] = fields["key_id"][:LONGEST_KEY_ID] + "…"
+    return fields
 
 
 def keygen(option: str, key: str) -> str:

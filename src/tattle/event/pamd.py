@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 from tattle.login.pam import Session, age
 
 OFF = re.compile(r"[+-]?0*(\D|$)")  # user_readenv= as pam_env reads it: atoi(3)
-FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")  # the second is the vendor's
+DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d")  # the second is the vendor's
 KINDS = ("auth", "account", "session", "password")
 
 
@@ -34,7 +34,7 @@ class Stack:
     """A service's stack: its lines in order, included ones too, and every file that it names."""
 
     def __init__(self, service: str, root: str = "") -> None:
-        """Read the stack from the files below a root folder. Raises OSError."""
+        """Read the stack from the files below a root directory. Raises OSError."""
         self.root = root
         self.lines: list[Line] = []
         self.files: list[str] = []
@@ -81,7 +81,7 @@ class Stack:
 
     def _read(self, name: str, kind: str, level: int, above: tuple[str, ...]) -> None:
         """Add the lines of a file: of one kind, or of all where that is empty."""
-        places = [name] if name.startswith("/") else [f"{folder}/{name}" for folder in FOLDERS]
+        places = [name] if name.startswith("/") else [f"{path}/{name}" for path in DIRECTORIES]
         file = next((place for place in places if os.path.exists(self.root + place)), "")
         self.files += [place for place in places if place not in self.files]
         if not file or file in above:
@@ -124,8 +124,8 @@ def trusts_sshd(session: Session) -> bool:
         stack = Stack(session.pam["PAM_SERVICE"])
         began = int(session.context["TATTLE_TIME"]) / 1e9 - cast(float, age(session))
         files = [file for file in stack.files if os.path.exists(file)]
-        folders = {os.path.dirname(file) for file in stack.files}
-        for path in [*files, *filter(os.path.exists, folders)]:
+        directories = {os.path.dirname(file) for file in stack.files}
+        for path in [*files, *filter(os.path.exists, directories)]:
             if os.stat(path).st_ctime >= began:
                 return False
         return bool(stack.lines) and not any(
@@ -138,7 +138,7 @@ def trusts_sshd(session: Session) -> bool:
 
 def services(root: str = "") -> list[str]:
     """Return the names of the services whose stacks run tattle."""
-    folders = [root + folder for folder in FOLDERS if os.path.isdir(root + folder)]
-    names = {name for folder in folders for name in os.listdir(folder)}
+    directories = [root + directory for directory in DIRECTORIES if os.path.isdir(root + directory)]
+    names = {name for directory in directories for name in os.listdir(directory)}
     plain = [name for name in names if re.fullmatch(r"[\w-]+", name)]  # not sshd~, sshd.dpkg-old
     return sorted(name for name in plain if Stack(name, root).hooks())

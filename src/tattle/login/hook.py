@@ -1,6 +1,6 @@
 """The hook: accept an event, see to it that somebody delivers, let the login go on.
 
-Runs as root, with an environment, limits and a folder that a user may have chosen, and the login
+Runs as root, with an environment, limits and a directory that a user may have chosen, and the login
 waits for every millisecond: nothing is imported here but what the interpreter has loaded by then.
 """
 
@@ -162,20 +162,20 @@ def store(record: bytes) -> "tuple[Spool, str]":
         return spool, spool.accept(record)
     except Exception:
         lift_limits()  # pam_limits may have set some for the user
-    faults = []
+    messages = []
     for path in (PATH, EMERGENCY_PATH):
         try:
             spool = Spool(path)
             name = spool.accept(record if path == PATH else brief(record))
         except Exception as error:
-            faults.append(f"{path}: {error}")
+            messages.append(f"{path}: {error}")
         else:
-            if faults:
-                log(f"an event waits in {path}, which a reboot empties: {faults[0]}")
+            if messages:
+                log(f"an event waits in {path}, which a reboot empties: {messages[0]}")
             return spool, name
     from tattle.errors import TattleError
 
-    message = f"an event is lost: {'; '.join(faults)}: {record!r}"
+    message = f"an event is lost: {'; '.join(messages)}: {record!r}"
     raise TattleError(message, posix.EX_CANTCREAT, "sudo tattle check")
 
 
@@ -204,8 +204,8 @@ def free_process() -> None:
 def start_deliverer(spool: Spool) -> None:
     """Start a process that delivers, and takes over from a deliverer that fails. Raises OSError.
 
-    It gets nothing of the login's, and takes a lock only after it has left the login: until then
-    the user can stop it. Where a standby lives, none is started.
+    It inherits nothing from the login, and takes a lock only once it is detached: until then the
+    user can stop it. Where a standby lives, none is started.
     """
     standby, start = spool.standby()
     if standby and start_time(standby) == start:
@@ -221,7 +221,7 @@ def start_deliverer(spool: Spool) -> None:
             (posix.POSIX_SPAWN_DUP2, 0, 1),
             (posix.POSIX_SPAWN_DUP2, 0, 2),
         ],
-        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals, until it has left the login
+        setsigmask=SIGNALS,  # logind's SIGTERM and a user's signals, until it is detached
         setsigdef=SIGNALS,
     )
 

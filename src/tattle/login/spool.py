@@ -37,7 +37,7 @@ def log(message: str) -> None:
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
-    """Tell whether this is a folder of root's that nobody else can write to."""
+    """Tell whether this is a directory of root's that nobody else can write to."""
     return status.st_uid == 0 and status.st_mode & 0o170022 == 0o40000
 
 
@@ -53,9 +53,9 @@ def accepted_at(name: str) -> float:
 
 
 class Spool:
-    """A spool's folder, held open, made on first use.
+    """A spool's directory, held open, made on first use.
 
-    Raises OSError if there can't be such a folder, TattleError if it is not this user's alone.
+    Raises OSError if there can't be such a directory, TattleError if it is not this user's alone.
     """
 
     def __init__(self, path: str = PATH) -> None:
@@ -65,13 +65,13 @@ class Spool:
             above = ("/", "/var", "/var/spool") if path == PATH else ("/", "/run")
             status = posix.fstat(self.fd)
             ready = only_root_writes(status) and not status.st_mode & 0o77
-            ready = ready and all(only_root_writes(posix.lstat(folder)) for folder in above)
+            ready = ready and all(only_root_writes(posix.lstat(directory)) for directory in above)
         except OSError:
             ready = False
         if not ready:
-            from tattle.trust import private_folder
+            from tattle.trust import private_directory
 
-            self.fd = private_folder(path)
+            self.fd = private_directory(path)
 
     def accept(self, record: bytes) -> str:
         """Store a record and return its name. Raises OSError if that fails.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from tattle.errors import TattleError
 from tattle.event.config import PATH as CONFIG
 from tattle.event.config import Config
-from tattle.event.pamd import FOLDERS, Line, Stack, services
+from tattle.event.pamd import DIRECTORIES, Line, Stack, services
 from tattle.shell.check_sshd import SSHD, sshd_service
 from tattle.shell.finding import ERROR, OK, WARNING, Finding
 from tattle.shell.pam_lines import (
@@ -53,9 +53,10 @@ def missing_line(service: str, config: Config) -> tuple[str, str]:
     """Return message and advice for a service that does not run tattle."""
     if pam_file(service):
         return "no line runs tattle", add_line(service)
-    message = f"there is no {FOLDERS[0]}/{service}"
+    message = f"there is no {DIRECTORIES[0]}/{service}"
     if service in config.services:
-        return message, f"is [service {service}] in {CONFIG} the name of a file in {FOLDERS[0]}?"
+        named = f"is [service {service}] in {CONFIG} the name of a file in {DIRECTORIES[0]}?"
+        return message, named
     return message, "install an SSH server, or see for other services: tattle recipe pam"
 
 
@@ -64,11 +65,11 @@ def hooks(service: str, stack: Stack) -> Iterator[Finding]:
     paths: dict[str, str] = {}
     found = []
     for line, path in stack.hooks():
-        message, advice = line_fault(service, stack, line)
+        message, advice = line_problem(service, stack, line)
         paths[path] = f"{paths[path]}, {line.number}" if path in paths else where(line)
         found += [Finding("pam", ERROR, message, advice, service)] if message else []
     for path, places in paths.items():
-        message, advice = path_fault(path, places)
+        message, advice = path_problem(path, places)
         found += [Finding("pam", ERROR, message, advice, service)] if message else []
     for path in [file for line in stack.lines for file in unset_by(line)]:
         try:
@@ -76,8 +77,8 @@ def hooks(service: str, stack: Stack) -> Iterator[Finding]:
         except TattleError as error:
             found.append(Finding("pam", ERROR, str(error), error.advice, service))
     found = found or [*logins(service, stack), *confined(service, stack)]
-    told = ", ".join(f"{places}: {path}" for path, places in paths.items())
-    yield from found or [Finding("pam", OK, told, service=service)]
+    message = ", ".join(f"{places}: {path}" for path, places in paths.items())
+    yield from found or [Finding("pam", OK, message, service=service)]
 
 
 def where(line: Line) -> str:
@@ -85,7 +86,7 @@ def where(line: Line) -> str:
     return f"{line.file}:{line.number}"
 
 
-def line_fault(service: str, stack: Stack, line: Line) -> tuple[str, str]:
+def line_problem(service: str, stack: Stack, line: Line) -> tuple[str, str]:
     """Return message and advice for what is wrong with one line that runs tattle; "", "" if all is
     well."""
     skipping = stack.skipping(line)
@@ -101,7 +102,7 @@ def line_fault(service: str, stack: Stack, line: Line) -> tuple[str, str]:
     return "", ""
 
 
-def path_fault(path: str, places: str) -> tuple[str, str]:
+def path_problem(path: str, places: str) -> tuple[str, str]:
     """Return message and advice for what is wrong with what lines run; "", "" if all is well."""
     own = os.path.realpath(sys.argv[0])
     try:

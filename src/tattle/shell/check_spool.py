@@ -123,16 +123,18 @@ def count(names: list[str], noun: str) -> str:
 
 def rejected(spool: Records) -> Iterator[Finding]:
     """Look at what was rejected: records to send again, and what is no record."""
-    folder = f"{spool.path}/{REJECTED}"
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    directory = f"{spool.path}/{REJECTED}"
+    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     events = [name for name in names if is_record(name)]
-    others = [shlex.quote(f"{folder}/{name}") for name in names if not is_record(name)]
+    others = [shlex.quote(f"{directory}/{name}") for name in names if not is_record(name)]
     if events:
-        message = f"{count(events, 'event')} in {folder}: the log says why (journalctl -t tattle)"
-        back = f"sudo sh -c 'mv -n {folder}/[0-9]*-[0-9]* {spool.path}/' && sudo tattle flush"
+        message = (
+            f"{count(events, 'event')} in {directory}: the log says why (journalctl -t tattle)"
+        )
+        back = f"sudo sh -c 'mv -n {directory}/[0-9]*-[0-9]* {spool.path}/' && sudo tattle flush"
         yield Finding("rejected", ERROR, message, f"to send them again: {back}")
     if others:
-        message = f"{count(others, 'file')} of another kind in {folder}"
+        message = f"{count(others, 'file')} of another kind in {directory}"
         yield Finding("rejected", WARNING, message, f"look at it, then: sudo rm -r {others[0]}")
     if not names and spool.path == PATH:
         yield Finding("rejected", OK, NOTHING_REJECTED)
@@ -140,10 +142,10 @@ def rejected(spool: Records) -> Iterator[Finding]:
 
 def elsewhere(spool: Records) -> Iterator[Finding]:
     """Look at what came with a disk image: records that another machine accepted."""
-    folder = f"{spool.path}/{ELSEWHERE}"
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    directory = f"{spool.path}/{ELSEWHERE}"
+    names = os.listdir(directory) if os.path.isdir(directory) else []
     if names:
         message = f"{count(names, 'event')} of another machine, from whose image this one was made"
-        yield Finding("elsewhere", WARNING, message, f"sudo rm -r {folder}")
+        yield Finding("elsewhere", WARNING, message, f"sudo rm -r {directory}")
     elif spool.path == PATH:
         yield Finding("elsewhere", OK, NOTHING_ELSEWHERE)

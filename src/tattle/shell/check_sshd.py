@@ -68,5 +68,5 @@ def sshd_settings() -> dict[str, str]:
             os.EX_UNAVAILABLE,
             f"sudo install -d -m 755 {missing[1]}",
         )
-    fault = f"sshd {option} fails: {reason}"
-    raise TattleError(fault, os.EX_CONFIG, "fix that; `sudo sshd -t` checks it")
+    message = f"sshd {option} fails: {reason}"
+    raise TattleError(message, os.EX_CONFIG, "fix that; `sudo sshd -t` checks it")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from tattle.delivery import witness
-from tattle.event.pamd import FOLDERS, Stack, services
+from tattle.event.pamd import DIRECTORIES, Stack, services
 from tattle.shell.finding import OK, WARNING, Finding
 from tattle.shell.pam_lines import KEEPS_CALLERS_UID, pam_file
 
@@ -33,7 +33,7 @@ def probe() -> Iterator[Finding]:
     for service in unknown:
         message = f"no line runs {REGISTERS}, so that logind does not know of its sessions"
         line = f"session    optional     {REGISTERS}"
-        advice = f"with it installed: echo '{line}' | sudo tee -a {FOLDERS[0]}/{service}"
+        advice = f"with it installed: echo '{line}' | sudo tee -a {DIRECTORIES[0]}/{service}"
         yield Finding("witness", WARNING, message, advice, service)
     if not unknown:
         yield Finding("witness", OK, f"logind tells of a session that PAM does not open; {ENDS}")

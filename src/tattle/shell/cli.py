@@ -204,8 +204,8 @@ def as_delivered(entry: Entry, region: str, account: str) -> dict[str, object]:
 
 def give_up(waiting_for: str) -> None:
     """End the process, which hangs in a place that no time-out reaches: a dead name server, say."""
-    fault = f"no answer within {SMOKE_TEST_SECONDS:.0f} s from {waiting_for}"
-    print_error(TattleError(fault, os.EX_UNAVAILABLE, "sudo tattle check"))
+    message = f"no answer within {SMOKE_TEST_SECONDS:.0f} s from {waiting_for}"
+    print_error(TattleError(message, os.EX_UNAVAILABLE, "sudo tattle check"))
     os._exit(os.EX_UNAVAILABLE)
 
 

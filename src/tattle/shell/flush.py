@@ -32,7 +32,7 @@ ASIDE = {REJECTED: "rejected", ELSEWHERE: "of another machine"}  # what a direct
 def main() -> int:
     """Have delivered what waits now. Raises TattleError if something stays, and why."""
     sys.argv[0] = os.path.abspath(sys.argv[0])  # the deliverer starts in another directory
-    spools, fault = open_spools()
+    spools, unusable = open_spools()
     with contextlib.suppress(OSError):
         # They tell no ledger what they send: what is not in it may be reported all the same.
         if spools and not any(is_of_1_0(spool) or is_of_1_1(spool) for spool in spools):
@@ -42,16 +42,16 @@ def main() -> int:
         try:
             backlogs.append(Backlog(spool))
         except TattleError as error:
-            fault = fault or error
+            unusable = unusable or error
     cause = watch(backlogs)
     delivered, left = totals(backlogs)
     if backlogs:
-        aside = [f", {count} {what}" for what in ASIDE.values() if (count := total(backlogs, what))]
-        print(f"{delivered} delivered, {left} remain{''.join(aside)}", flush=True)
+        moved = [f", {count} {what}" for what in ASIDE.values() if (count := total(backlogs, what))]
+        print(f"{delivered} delivered, {left} remain{''.join(moved)}", flush=True)
     if left and cause:
         raise cause
-    if fault:  # what can be done is done by now
-        raise fault
+    if unusable:  # what can be done is done by now
+        raise unusable
     return 0
 
 
@@ -79,8 +79,8 @@ class Backlog:
         gone = self.left - {*self.records.names()}
         self.left -= gone
         for name in gone:
-            aside = [what for path, what in ASIDE.items() if self.records.holds(f"{path}/{name}")]
-            self.gone[aside[0] if aside else DELIVERED] += 1
+            moved = [what for path, what in ASIDE.items() if self.records.holds(f"{path}/{name}")]
+            self.gone[moved[0] if moved else DELIVERED] += 1
         return bool(gone)
 
     def cause(self) -> TattleError | None:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from tattle.event.pamd import FOLDERS, Line, Stack
+from tattle.event.pamd import DIRECTORIES, Line, Stack
 from tattle.shell.check_sshd import sshd_service
 from tattle.shell.pam_simulation import KEY_VARIABLE
 
@@ -35,14 +35,14 @@ def lines_for(tattle: str) -> list[str]:
 
 def pam_file(service: str) -> str | None:
     """Return the path of a service's file, if there is one."""
-    paths = [f"{folder}/{service}" for folder in FOLDERS]
+    paths = [f"{directory}/{service}" for directory in DIRECTORIES]
     return next(filter(os.path.exists, paths), None)
 
 
 def add_line(service: str) -> str:
     """Return the command that adds our lines to a service's file."""
     file = pam_file(service) or ""
-    own = f"{FOLDERS[0]}/{service}"
+    own = f"{DIRECTORIES[0]}/{service}"
     copied = "" if file == own else f"sudo cp {file} {own} && "  # the vendor's would be hidden
     tattle = os.path.realpath(sys.argv[0])
     lines = [f"session    optional     pam_exec.so {tattle}"]
@@ -78,9 +78,9 @@ def edit(line: Line, expression: str) -> str:
     https://github.com/authselect/authselect/blob/master/src/man/authselect-profiles.5.adoc
     """
     file = os.path.realpath(line.file)  # sed -i would put a file in the place of a symbolic link
-    folder, name = os.path.split(file)
+    directory, name = os.path.split(file)
     configuration = Path(AUTHSELECT, "authselect.conf")  # the profile's name, then its features
-    if folder != AUTHSELECT or not configuration.exists():
+    if directory != AUTHSELECT or not configuration.exists():
         lines = str(line.number) if line.number == line.last else f"{line.number},{line.last}"
         return f"sudo sed -i '{lines}{expression}' {file}"
     words = configuration.read_text().split("\n")
