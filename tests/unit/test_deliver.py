@@ -92,7 +92,7 @@ def deliverer_of(clock: Clock, *spools: Path) -> Deliverer:
     locks = [DelivererLock(Records(str(spool))) for spool in spools]
     assert all(lock.acquire() for lock in locks)
     queue, heartbeat = Queue(locks), Heartbeat(locks)
-    return Deliverer(queue, Sender(queue, heartbeat), heartbeat, clock.sleep, lambda: 0)
+    return Deliverer(queue, Sender(queue, heartbeat), heartbeat, clock.sleep, lambda: None)
 
 
 def users(eventbridge: EventBridge) -> list[str]:

@@ -26,12 +26,13 @@ from tattle.delivery.due import Due, Outcome
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
-from tattle.delivery.records import WAKE, Records
+from tattle.delivery.records import LATE_SECONDS, WAKE, Records
 from tattle.delivery.wake import Alarm
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
 from tattle.errors import TattleError, defect, log
-from tattle.login.hook import SIGNALS, read
-from tattle.login.spool import EMERGENCY_PATH, LATE_SECONDS, PATH, accepted_at
+from tattle.login.hook import SIGNALS
+from tattle.login.process import read
+from tattle.login.spool import EMERGENCY_PATH, PATH, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
 LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads botocore once
@@ -41,8 +42,8 @@ SHUTDOWN = b"systemd-shutdow"  # the kernel keeps 15 bytes of a name: proc_pid_c
 AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
 
 
-def main(arguments: list[str]) -> int:
-    """Deliver for a hook that has let its login go on: `deliver PATH`. Return the exit status."""
+def main(arguments: list[str]) -> NoReturn:
+    """Deliver for a hook that has let its login go on: `deliver PATH`. End with the exit status."""
     os.environ["RES_OPTIONS"] = "timeout:2 attempts:2"  # resolv.conf(5): for a dead name server
     status = os.EX_UNAVAILABLE
     syncing = None
@@ -146,7 +147,7 @@ class Deliverer:
     """Sends what is due, until nothing is left. Raises no TattleError.
 
     sleep is given the most seconds to sleep, and returns sooner if something is accepted. look is
-    called once a minute, when nothing is due, and tells whether it has accepted something.
+    called once a minute, when nothing is due.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Deliverer:
         sender: Sender,
         heartbeat: Heartbeat,
         sleep: Callable[[float], None],
-        look: Callable[[], int],
+        look: Callable[[], None],
     ) -> None:
         self.queue, self.sender, self.heartbeat = queue, sender, heartbeat
         self.sleep, self.look = sleep, look

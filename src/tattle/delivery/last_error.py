@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tattle.delivery.records import LAST_ERROR, LAST_ERROR_NEW, Records
 from tattle.errors import TattleError
-from tattle.login.hook import boot_id
+from tattle.login.process import boot_id
 
 
 class LastError(NamedTuple):

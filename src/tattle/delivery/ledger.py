@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Optional
 
-from tattle.delivery.records import ELSEWHERE, OPEN
+from tattle.delivery.records import ELSEWHERE, OPEN, new_record
 from tattle.errors import TattleError, log
 from tattle.login.pam import Session, parse, session_name
 from tattle.login.spool import REJECTED, Spool, is_record
@@ -26,7 +26,7 @@ SINCE = ".since"  # in `open/`; in it: nanoseconds since the epoch at which this
 # `(sd-pam)`: systemd, src/core/exec-invoke.c, setup_pam(). The two events have no name in common.
 CLOSED_BY_ANOTHER_PROCESS = ("systemd-user", "systemd-run0")
 SETTLE_SECONDS = 0.2  # by which a hook may outlive its session's process
-TAKEN_ALONG = ("TATTLE_PARENT", "TATTLE_PARENT_START", "TATTLE_HOST", "TATTLE_INSTANCE")
+COPIED_TO_CLOSED = ("TATTLE_PARENT", "TATTLE_PARENT_START", "TATTLE_HOST", "TATTLE_INSTANCE")
 
 # The start time of the process with that id, in clock ticks since boot (proc(5)); "" if there is
 # none, None if that is not known.
@@ -73,7 +73,7 @@ def since(spool: Spool) -> float | None:
     A session that is older may have been reported by a tattle without a ledger.
     """
     try:
-        return int(_read(spool, f"{OPEN}/{SINCE}")) / 1e9
+        return int(spool.read(f"{OPEN}/{SINCE}")) / 1e9
     except (OSError, ValueError):
         return None
 
@@ -106,8 +106,7 @@ def put_away(spools: Sequence[Spool], sent: Sequence[Sent]) -> None:
             _move(record.spool, record.name, f"{OPEN}/{name}")
     # The new name first: a power cut must not leave the ledger without what the spool has lost.
     for spool in {record.spool for record in sent}:
-        _sync(spool, OPEN)
-        _sync(spool, ".")
+        spool.sync([OPEN])
 
 
 def ended(open_names: Iterable[str], boot: str, start_of: StartOf) -> list[str]:
@@ -137,15 +136,14 @@ def closed_record(opened: bytes, now: int) -> bytes:
         **session.pam,
         "PAM_TYPE": "close_session",
         "TATTLE_TIME": str(now),
-        **{name: session.context[name] for name in TAKEN_ALONG if name in session.context},
+        **{name: session.context[name] for name in COPIED_TO_CLOSED if name in session.context},
         "TATTLE_REPORTED_BY": "process",
-        "TATTLE_BOOT": session.context.get("TATTLE_BOOT", ""),  # the last one, as in the hook's
     }
-    return "".join(f"{name}={value}\0" for name, value in variables.items()).encode()
+    return new_record(variables, session.context.get("TATTLE_BOOT", ""))
 
 
-def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) -> int:
-    """Accept a `closed` for each session that has ended without one; return how many.
+def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) -> None:
+    """Accept a `closed` for each session that has ended without one.
 
     Sessions that are over and have their `closed` leave the ledger. Raises OSError.
     """
@@ -154,20 +152,18 @@ def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) ->
     # the hook could write in between.
     gone = {name: spool for spool in spools for name in ended(names(spool), machine.boot, start_of)}
     if not gone:
-        return 0
+        return
     closed = {name for name in gone if _state(spools, name) != "opened"}
     if len(closed) < len(gone):
         time.sleep(SETTLE_SECONDS)  # a killed process does not wait for its hook
     waiting = waiting_sessions(spools) | waiting_sessions(spools, REJECTED)  # may yet be sent
-    accepted = 0
     for name, spool in gone.items():
         if name in closed:
             if (name, "opened") not in waiting:  # else that would look like an open session
                 for each in spools:
                     _unlink(each, f"{OPEN}/{name}")
         elif (name, "closed") not in waiting:
-            accepted += _close(spools, spool, name, machine)
-    return accepted
+            _close(spools, spool, name, machine)
 
 
 def accept(spools: Sequence[Spool], record: bytes) -> None:
@@ -197,29 +193,28 @@ def waiting_sessions(spools: Sequence[Spool], directory: str = ".") -> set[tuple
             continue
         for record in records:
             with contextlib.suppress(OSError, TattleError):  # sent meanwhile; no record
-                session = parse(_read(spool, f"{directory}/{record}"))
+                session = parse(spool.read(f"{directory}/{record}"))
                 found.add((session_name(session) or "", session.state))
     return found
 
 
-def _close(spools: Sequence[Spool], spool: Spool, name: str, machine: Machine) -> bool:
+def _close(spools: Sequence[Spool], spool: Spool, name: str, machine: Machine) -> None:
     """Accept a session's `closed`, unless one was sent while we looked or it is not ours."""
     try:
-        opened = _read(spool, f"{OPEN}/{name}")
+        opened = spool.read(f"{OPEN}/{name}")
         session = parse(opened)
     except (FileNotFoundError, TattleError):
-        return False
+        return
     instance = session.context.get("TATTLE_INSTANCE", "")
     if session.state != "opened" or (instance and not machine.instance):
-        return False
+        return
     if instance and instance != machine.instance:
         with contextlib.suppress(FileExistsError):
             os.mkdir(ELSEWHERE, 0o700, dir_fd=spool.fd)
         _move(spool, f"{OPEN}/{name}", f"{ELSEWHERE}/{name}")
         log(f"{spool.path}/{ELSEWHERE}/{name}: a session of {instance}, not of this machine")
-        return False
+        return
     accept(spools, closed_record(opened, time.time_ns()))
-    return True
 
 
 def _state(spools: Sequence[Spool], name: str) -> str:
@@ -228,7 +223,7 @@ def _state(spools: Sequence[Spool], name: str) -> str:
     for spool in spools:
         # A power cut may leave a name without the bytes. Nobody knows then whose it was.
         with contextlib.suppress(OSError, TattleError):
-            states.add(parse(_read(spool, f"{OPEN}/{name}")).state)
+            states.add(parse(spool.read(f"{OPEN}/{name}")).state)
     return min(states, default="")  # "closed", if a spool has it
 
 
@@ -242,21 +237,6 @@ def _unlink(spool: Spool, path: str) -> None:
     """Remove a file, if it is there. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path, dir_fd=spool.fd)
-
-
-def _read(spool: Spool, path: str) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    with open(os.open(path, flags, dir_fd=spool.fd), "rb") as file:
-        return file.read()
-
-
-def _sync(spool: Spool, path: str) -> None:
-    """Have a file or directory on disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY, dir_fd=spool.fd)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _path(spool: Spool, path: str) -> str:

@@ -15,7 +15,7 @@ import os
 from typing import NamedTuple
 
 from tattle.delivery.records import DELIVERER, Records
-from tattle.login.hook import start_time
+from tattle.login.process import start_time
 
 
 class Holder(NamedTuple):

@@ -13,22 +13,21 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from tattle.delivery import ledger, witness
 from tattle.delivery.ledger import CLOSED_BY_ANOTHER_PROCESS, Machine
 from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
-from tattle.login import hook
+from tattle.login import process
 from tattle.login.spool import PATH, REJECTED, Spool
 
 LOOK_SECONDS = 60.0  # at least, between two looks
 LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
 
 
-def look(spools: Sequence[Spool]) -> int:
-    """Accept what no hook reported; return how many records that makes.
+def look(spools: Sequence[Spool]) -> None:
+    """Accept what no hook reported.
 
     At most once a minute, by whoever comes first. What can't be found out now, a later look finds:
     raises nothing.
@@ -39,14 +38,12 @@ def look(spools: Sequence[Spool]) -> int:
         for spool in spools:
             ledger.begin(spool)
         with claim_look(spools[0]) as due:
-            if not due:
-                return 0
-            machine = this_machine()
-            count = ledger.close_ended(spools, machine, start_of)
-            return count + report_silenced(spools, machine)
+            if due:
+                machine = this_machine()
+                ledger.close_ended(spools, machine, start_of)
+                report_silenced(spools, machine)
     except OSError as error:
         log(f"can't look for sessions that were not reported: {error}")
-        return 0
 
 
 @contextlib.contextmanager
@@ -71,15 +68,15 @@ def claim_look(spool: Spool) -> Iterator[bool]:
 
 def this_machine() -> Machine:
     """Return what identifies this machine, and this run of it."""
-    facts = dict(fact.decode(errors="replace").partition("=")[::2] for fact in hook.machine())
-    return Machine(hook.boot_id().decode(), facts.get("TATTLE_INSTANCE", ""))
+    facts = dict(fact.decode(errors="replace").partition("=")[::2] for fact in process.machine())
+    return Machine(process.boot_id().decode(), facts.get("TATTLE_INSTANCE", ""))
 
 
 def start_of(pid: int) -> str | None:
     """Return when a process started: ledger.StartOf. One that has ended and was not waited for is
     none any more."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        state, *fields = process.stat_fields(pid)
         return "" if state in (b"Z", b"X") else fields[18].decode()
     except (FileNotFoundError, ProcessLookupError):
         try:
@@ -93,14 +90,14 @@ def start_of(pid: int) -> str | None:
     return None
 
 
-def report_silenced(spools: Sequence[Spool], machine: Machine) -> int:
-    """Accept an `opened` for each session that logind knows and nobody reported; return how many.
+def report_silenced(spools: Sequence[Spool], machine: Machine) -> None:
+    """Accept an `opened` for each session that logind knows and nobody reported.
 
     Raises OSError.
     """
     sessions = witness.logind_sessions()
     if not sessions or not machine.boot:
-        return 0
+        return
     began = min(filter(None, map(ledger.since, spools)), default=math.inf)
     clocks = witness.Clocks(
         time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), machine.boot
@@ -109,16 +106,15 @@ def report_silenced(spools: Sequence[Spool], machine: Machine) -> int:
     known = {name for spool in spools for name in ledger.names(spool)}
     found = [*witness.silenced(sessions, known, start_of, clocks, stack_since)]
     if not found:
-        return 0
+        return
     # `open/` once more, and last: records move there from the spool while we look.
     known = {name for name, _ in ledger.waiting_sessions(spools)}
     known |= {name for name, _ in ledger.waiting_sessions(spools, REJECTED)}
     known |= {name for spool in spools for name in ledger.names(spool)}
     found = [one for one in found if one.name not in known]
     for one in found:
-        ledger.accept(spools, witness.opened_record(one, hook.machine()))
+        ledger.accept(spools, witness.opened_record(one, process.machine()))
         log(witness.message(one))
-    return len(found)
 
 
 def reported_since(began: float, service: str, root: str = "") -> float:

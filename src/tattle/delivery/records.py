@@ -9,7 +9,7 @@ import os
 import time
 
 from tattle.errors import log
-from tattle.login.spool import PATH, REJECTED, STALE_SECONDS, STANDBY, TEMPORARY, Spool, is_record
+from tattle.login.spool import PATH, REJECTED, STANDBY, TEMPORARY, Spool, is_record
 
 DELIVERER = ".deliverer"  # who delivers, and its heartbeat: lock.py
 LAST_ERROR = ".fault"  # what keeps events back: last_error.py
@@ -19,6 +19,18 @@ OWN_FILES = (DELIVERER, STANDBY, LAST_ERROR, LAST_ERROR_NEW, WAKE)
 ELSEWHERE = "elsewhere"  # records that were accepted on another machine
 OPEN = "open"  # sessions that are open: ledger.py
 OWN = (REJECTED, ELSEWHERE, OPEN, *OWN_FILES)
+
+LATE_SECONDS = 60.0  # that a record may wait without anything being wrong
+STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
+
+
+def new_record(variables: dict[str, str], boot: str, *machine: bytes) -> bytes:
+    """Return a record as a hook makes it: NUL-terminated NAME=value, the boot id last.
+
+    By that pam.is_whole() knows that it has all its bytes. machine: process.machine().
+    """
+    facts = [f"{name}={value}".encode() for name, value in variables.items()]
+    return b"\0".join([*facts, *machine, f"TATTLE_BOOT={boot}".encode()]) + b"\0"
 
 
 class Records(Spool):
@@ -45,12 +57,6 @@ class Records(Spool):
         if records - self._synced:
             self.sync(sorted(records - self._synced))
         self._synced = records
-
-    def read(self, name: str) -> bytes:
-        """Return a record. Raises OSError."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(name, flags, dir_fd=self.fd), "rb") as file:
-            return file.read()
 
     def remove(self, names: list[str]) -> None:
         """Remove files; durably, so that a power cut brings none back. Raises OSError."""

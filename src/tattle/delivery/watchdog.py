@@ -20,7 +20,7 @@ from tattle.delivery.lock import DelivererLock, FileLock, Holder, holder, is_of_
 from tattle.delivery.records import DELIVERER, Records
 from tattle.delivery.wake import Alarm
 from tattle.errors import TattleError, log
-from tattle.login.hook import read
+from tattle.login.process import read
 from tattle.login.spool import EMERGENCY_PATH, PATH, STANDBY
 
 BEAT_SECONDS = 1.0  # between two heartbeats

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
+from tattle.delivery.records import new_record
+
 LOGINCTL = "/bin/loginctl"  # not in /usr/bin where the two are not one, as on an upgraded Debian 11
 LOGIND = "/run/systemd/sessions"  # is there where a logind runs
-SECONDS = (
-    5.0  # for all that is asked of logind in one look. It takes some 15 ms, of a CPU that is free
-)
-MATURE_SECONDS = 60.0  # within which a hook has long reported its session
+# For all that is asked of logind in one look. It takes some 15 ms, of a CPU that is free
+LOGINCTL_SECONDS = 5.0
+GRACE_SECONDS = 60.0  # within which a hook has long reported its session
 PROPERTIES = ("Id", "Name", "RemoteHost", "Service", "Leader", "TimestampMonotonic", "TTY")
 
 
@@ -56,7 +57,7 @@ def logind_sessions() -> list[LogindSession] | None:
     """Return the sessions that logind knows; None if there is no logind, or no answer in time."""
     if not os.path.isdir(LOGIND):
         return None
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + LOGINCTL_SECONDS
     listed = loginctl(["list-sessions"], deadline)
     if listed is None or listed.status:
         return None
@@ -113,14 +114,14 @@ def silenced(
         if not start or int(start) / ticks > clocks.boottime - age + 1:
             continue
         began, name = clocks.now - age, f"{clocks.boot}.{session.leader}.{start}"
-        if age > MATURE_SECONDS and name not in known and began > reported_since(session.service):
+        if age > GRACE_SECONDS and name not in known and began > reported_since(session.service):
             yield Silenced(session, name, began)
 
 
 def opened_record(found: Silenced, machine: list[bytes]) -> bytes:
     """Return the record of the `opened` that a hook would have accepted: the same session_id.
 
-    machine: which one this is, as variables; hook.machine().
+    machine: which one this is, as variables; process.machine().
     """
     session = found.session
     boot, pid, start = found.name.split(".")
@@ -135,9 +136,7 @@ def opened_record(found: Silenced, machine: list[bytes]) -> bytes:
         "TATTLE_PARENT_START": start,
         "TATTLE_REPORTED_BY": "logind",
     }
-    facts = [f"{name}={value}".encode() for name, value in variables.items()]
-    # The boot id is the last one, as in the hook's record.
-    return b"\0".join([*facts, *machine, b"TATTLE_BOOT=" + boot.encode()]) + b"\0"
+    return new_record(variables, boot, *machine)
 
 
 def message(found: Silenced) -> str:

@@ -10,26 +10,27 @@ import sys
 import time
 
 from tattle.login.pam import trusted_block
-from tattle.login.process import leave_cgroups, lift_limits, reset_timer_slack
+from tattle.login.process import (
+    boot_id,
+    free_process,
+    lift_limits,
+    machine,
+    read,
+    reset_timer_slack,
+    start_time,
+)
 from tattle.login.spool import (
     EMERGENCY_PATH,
     PATH,
     REJECTED,
     Spool,
-    log,
 )
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes of one of those where records wait in memory
-# Where an instance finds its id without asking IMDS: Nitro's firmware has it ("Identify EC2
-# instances" in the EC2 user guide), and cloud-init says it at each boot, also on Xen. (What is in
-# /var/lib/cloud may be an image's, where cloud-init is off: then all records would be set aside.)
-INSTANCE_ID = ("/sys/class/dmi/id/board_asset_tag", "/run/cloud-init/.instance-id")
 WAIT_SECONDS = 5.0  # for --wait without a number
 LONGEST_WAIT_SECONDS = 600.0
 POLL_SECONDS = 0.005  # between two looks while --wait waits
-USERS_OWN_CGROUP = b"/user@"  # a user's service manager: what is below, they can freeze or kill
-LIMITS = (b"Max cpu time ", b"Max file size ", b"Max data size ", b"Max address space ")
 FROM_TERMINAL = (1, 2, 3, 20)  # SIGHUP, SIGINT, SIGQUIT, SIGTSTP
 # All signals but SIGKILL and SIGSTOP, and glibc's own two
 SIGNALS = [n for n in range(1, 65) if n not in (9, 19, 32, 33)]
@@ -62,6 +63,16 @@ def report(error: Exception) -> int:
     return known.status
 
 
+def log(message: str) -> None:
+    """Write a line to the log, if that can be done: where no file can be opened, nor can this."""
+    try:
+        from tattle import errors  # most logins have nothing to say
+
+        errors.log(message)
+    except Exception:
+        pass
+
+
 def run(arguments: "list[str]") -> int:
     """Do as main() says; return the exit status. Raises TattleError."""
     posix.umask(0o077)
@@ -82,12 +93,6 @@ def run(arguments: "list[str]") -> int:
         sync(spool, name)
         return posix.EX_TEMPFAIL if seconds else 0
     return wait_for_delivery(spool, name, seconds) if seconds else 0
-
-
-def read(path: str) -> bytes:
-    """Return what a file of the kernel's holds. Raises OSError."""
-    with open(path, "rb", 0) as file:
-        return file.readall()
 
 
 def context(untrusted: bytes) -> bytes:
@@ -112,44 +117,6 @@ def context(untrusted: bytes) -> bytes:
         b"TATTLE_BOOT=" + boot_id(),  # the last one: pam.is_whole()
     ]
     return b"\0".join(facts) + b"\0"
-
-
-def start_time(pid: int) -> bytes:
-    """Return when a process started, in clock ticks since boot; nothing if that can't be read.
-
-    Nothing, too, of one that has ended, and that nobody has waited for.
-    """
-    try:
-        # From field 3 on; the command's name, field 2, may itself hold brackets and blanks.
-        state, *fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    except (OSError, ValueError):
-        return b""
-    return b"" if state in b"ZX" else fields[18]
-
-
-def boot_id() -> bytes:
-    """Return what names this run of the machine; nothing if that can't be read."""
-    try:
-        return read("/proc/sys/kernel/random/boot_id").strip()
-    except OSError:
-        return b""
-
-
-def machine() -> "list[bytes]":
-    """Return which machine this is, as variables: its host name and, if it can tell, instance id.
-
-    A record may be found by another machine: one that was started from this one's image.
-    """
-    facts = [b"TATTLE_HOST=" + posix.uname().nodename.encode("utf-8", "surrogateescape")]
-    for path in INSTANCE_ID:
-        try:
-            found = read(path).strip()
-        except OSError:
-            continue
-        if found[:2] == b"i-" and found[2:] and not found[2:].strip(b"0123456789abcdef"):
-            facts.append(b"TATTLE_INSTANCE=" + found)
-            break
-    return facts
 
 
 def store(record: bytes) -> "tuple[Spool, str]":
@@ -186,19 +153,6 @@ def brief(record: bytes) -> bytes:
         for variable in record.split(b"\0")
         if len(variable) <= UNVERIFIED_LIMIT or not variable.startswith(b"TATTLE_UNVERIFIED_")
     )
-
-
-def free_process() -> None:
-    """Undo what would stop or freeze a deliverer as it starts: only su and sudo hand that on.
-
-    (To ask the kernel for limits by the resource module takes ten times as long.)
-    """
-    limits = read("/proc/self/limits").splitlines()
-    limited = any(line.startswith(LIMITS) and line.count(b"unlimited") < 2 for line in limits)
-    if limited:
-        lift_limits()
-    if USERS_OWN_CGROUP in read("/proc/self/cgroup"):
-        leave_cgroups()  # which takes 10 ms
 
 
 def start_deliverer(spool: Spool) -> None:

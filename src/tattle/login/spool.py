@@ -16,24 +16,13 @@ PATH = "/var/spool/tattle"
 EMERGENCY_PATH = "/run/tattle-spool"  # where PATH can't be written; a reboot empties it
 # Records: about 8 MB of memory. Each user may fill half of what the others have left.
 EMERGENCY_LIMIT = 2000
-LATE_SECONDS = 60.0  # that a record may wait without anything being wrong
 FREE_BYTES = 4 * 1024**2  # to leave to others, or a twentieth of a small file system
 FREE_FILES = 256  # inodes, or a twentieth
+READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK  # a FIFO would hold up who opens it
 TEMPORARY = ".accepting-"
-STALE_SECONDS = 60  # after which a temporary file is what a killed hook left behind
 REJECTED = "rejected"
 STANDBY = ".standby"  # locked by the standby, who is named in it; modified at its last heartbeat
 STANDBY_SILENT_SECONDS = 3.0  # without a heartbeat until hooks no longer rely on the standby
-
-
-def log(message: str) -> None:
-    """Write a line to the log, if that can be done: where no file can be opened, nor can this."""
-    try:
-        from tattle import errors  # most logins have nothing to say
-
-        errors.log(message)
-    except Exception:
-        pass
 
 
 def only_root_writes(status: posix.stat_result) -> bool:
@@ -117,13 +106,17 @@ class Spool:
         if disk.f_ffree < min(FREE_FILES, disk.f_files // 20):  # 0 where there is no limit
             raise OSError(f"the disk is full: {disk.f_ffree} inodes are free")
 
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes, of no symbolic link, and without a wait. Raises OSError."""
+        with open(posix.open(name, READ, dir_fd=self.fd), "rb") as file:
+            return file.read()
+
     def records_of(self, user: bytes, names: "list[str]") -> int:
         """Return how many of these records are of sessions that this user brought about."""
-        count, flags = 0, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        count = 0
         for name in filter(is_record, names):
             try:
-                with open(posix.open(name, flags, dir_fd=self.fd), "rb") as file:
-                    count += causer(file.read()) == user
+                count += causer(self.read(name)) == user
             except OSError:
                 pass  # delivered in the meantime
         return count
@@ -135,10 +128,9 @@ class Spool:
         """
         from errno import EINVAL
 
-        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
         for name in (*names, ".", ".."):
             try:
-                file = posix.open(name, flags, dir_fd=self.fd)
+                file = posix.open(name, READ, dir_fd=self.fd)
             except OSError:
                 continue  # delivered in the meantime, or no record
             try:
@@ -156,20 +148,19 @@ class Spool:
         does not. Its lock is not asked: whoever stops a hook that has it for a moment, as a user
         can with su's, would keep everybody from delivering. Raises OSError.
         """
-        flags = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK
         try:
-            fd = posix.open(STANDBY, flags, dir_fd=self.fd)
+            fd = posix.open(STANDBY, READ, dir_fd=self.fd)
         except FileNotFoundError:
             return 0, b""
         try:
-            said = posix.read(fd, 100).split()  # FileLock.acquire() writes it; 1.1 writes nothing
+            fields = posix.read(fd, 100).split()  # FileLock.acquire() writes it; 1.1 writes nothing
             beat = posix.fstat(fd).st_mtime
         finally:
             posix.close(fd)
-        named = len(said) > 1 and said[0].isdigit()
+        named = len(fields) > 1 and fields[0].isdigit()
         if not named or abs(time.time() - beat) >= STANDBY_SILENT_SECONDS:
             return 0, b""
-        return int(said[0]), said[1]
+        return int(fields[0]), fields[1]
 
     def holds(self, name: str) -> bool:
         """Tell whether there is such a file."""

@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterator
 
 from tattle.delivery import last_error, lock, watchdog
-from tattle.delivery.records import DELIVERER, ELSEWHERE, OWN_FILES, Records
+from tattle.delivery.records import DELIVERER, ELSEWHERE, LATE_SECONDS, OWN_FILES, Records
 from tattle.errors import TattleError
 from tattle.login.spool import (
     EMERGENCY_PATH,
-    LATE_SECONDS,
     PATH,
     REJECTED,
     Spool,

@@ -25,7 +25,8 @@ def probe() -> Iterator[Finding]:
         yield Finding("witness", OK, message)
         return
     if sessions is None:
-        message = f"`loginctl list-sessions` fails, or takes longer than {witness.SECONDS:.0f} s"
+        seconds = witness.LOGINCTL_SECONDS
+        message = f"`loginctl list-sessions` fails, or takes longer than {seconds:.0f} s"
         advice = "sudo systemctl restart systemd-logind && loginctl list-sessions"
         yield Finding("witness", WARNING, message, advice)
         return
