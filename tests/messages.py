@@ -321,7 +321,7 @@ FAILURES = (
     Failure(
         "EventBridge, event bus …: ResourceNotFoundException: …",
         78,
-        f"correct `event-bus` in {CONF}; there are: aws events list-event-buses",
+        f"correct `event-bus` in {CONF}; list them: aws events list-event-buses",
         both(
             file(CONF, "[tattle]\nevent-bus = secrity\n"),
             eventbridge(missing_buses=["secrity"]),

@@ -48,10 +48,10 @@ def unpack() -> None:
 
 
 def repair() -> bool:
-    """Replace the unpacked build if a file of it is missing or damaged; tell whether to start anew.
+    """Replace the unpacked build if a file of it is missing or damaged. Return whether the caller
+    must exec itself again: it was replaced, or the one that this process runs from is gone.
 
-    That is also so if the build is gone. A build that was replaced within the last hour is not
-    replaced again: that did not help.
+    A build that was replaced within the last hour is not replaced again: that did not help.
     """
     try:
         archive = _archive()

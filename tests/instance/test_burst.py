@@ -144,7 +144,7 @@ class TestStranded:
         need_root(*Instance.TOOLS)
         linger = 0.2
         impatient = tmp_path / "tattle"
-        changed(artifact, impatient, r"^LINGER = .*$", f"LINGER = {linger}")
+        changed(artifact, impatient, r"^LINGER_SECONDS = .*$", f"LINGER_SECONDS = {linger}")
 
         def race(offsets: list[float]) -> int:
             """How many of the late events were delivered by a new process."""

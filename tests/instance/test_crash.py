@@ -109,7 +109,7 @@ def restart(box: Instance) -> None:
 def quick(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact whose deliverer does not stay for the next event."""
     made = tmp_path_factory.mktemp("quick") / "tattle"
-    changed(artifact, made, r"^LINGER = .*$", "LINGER = 0.05")
+    changed(artifact, made, r"^LINGER_SECONDS = .*$", "LINGER_SECONDS = 0.05")
     return made
 
 

@@ -46,7 +46,7 @@ def constants(minute: float) -> dict[str, object]:
         "DEAD_AFTER": f"{{DELIVERER: {minute}, STANDBY: {min(minute, 5.0)}}}",
         "RESEND_AFTER": minute,
         "GIVE_UP_AFTER": 15 * minute,
-        "TIMEOUT": minute,
+        "TIMEOUT_SECONDS": minute,
         "CALL_SECONDS": 1.5 * minute,
         "RECORD_WAKES_AFTER": minute / 12,
         "LINE_SECONDS": LINE_SECONDS,
@@ -270,7 +270,7 @@ class TestNoAnswer:
     ) -> None:
         """In the quarter of an hour that a deliverer tries for; here it has eight seconds."""
         need_root(*Instance.TOOLS)
-        less = {"RESEND_AFTER": 0.5, "GIVE_UP_AFTER": 7.5, "TIMEOUT": 1.0}
+        less = {"RESEND_AFTER": 0.5, "GIVE_UP_AFTER": 7.5, "TIMEOUT_SECONDS": 1.0}
         less |= {"FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.5}  # between calls that failed for sure
         quicker = with_constants(artifact, tmp_path / "quicker", {**constants(MINUTE), **less})
 

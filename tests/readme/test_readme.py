@@ -380,12 +380,12 @@ class TestSpool:
 
     def test_the_numbers_are_the_sources(self) -> None:
         for words in (
-            f"up to {batches.BATCH} in a call",
+            f"up to {batches.BATCH_SIZE} in a call",
             f"pauses of at most {due.FIRST_PAUSE:.0f} s, then {2 * due.FIRST_PAUSE:.0f} s,"
             f" up to {due.LONGEST_PAUSE:.0f} s",
             f"After {due.GIVE_UP_AFTER / 60:.0f} minutes without success",
-            f"ends {deliver.LINGER:.0f} s after the last event",
-            f"or {batches.TIMEOUT:.0f} seconds pass, before the answer",
+            f"ends {deliver.LINGER_SECONDS:.0f} s after the last event",
+            f"or {batches.TIMEOUT_SECONDS:.0f} seconds pass, before the answer",
             f"at most {number_of_copies()} copies in {due.GIVE_UP_AFTER / 60:.0f} minutes",
             f"no heartbeat for {watchdog.DEAD_AFTER[records.DELIVERER]:.0f} s",
             f"({hook.WAIT_SECONDS:.0f} unless given, at most {hook.LONGEST_WAIT_SECONDS:.0f})",

@@ -376,11 +376,11 @@ def test_a_bus_is_looked_up_once_but_again_after_throttling(eventbridge: EventBr
     publisher = Publisher(Config(event_bus="audit"), TIMEOUT)
     eventbridge.set(look_up_fault="throttle")
     for looked_up in (1, 2):
-        assert publisher.look_up("audit")
+        assert publisher.verify_bus("audit")
         assert len(eventbridge.looked_up()) == looked_up
     eventbridge.set(look_up_fault=None)
     for bus in ("", "default", "audit", "audit"):
-        assert publisher.look_up(bus) is None
+        assert publisher.verify_bus(bus) is None
     assert eventbridge.looked_up() == ["audit"] * 3
 
 

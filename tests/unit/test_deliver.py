@@ -142,7 +142,7 @@ def test_a_lost_answer_holds_up_no_others_and_is_not_resent_for_what_they_get(
     arrivals: list[tuple[str, float]] = []
     in_process.put(1)
     in_process.put(2)
-    monkeypatch.setattr(batches, "BATCH", 1)
+    monkeypatch.setattr(batches, "BATCH_SIZE", 1)
     original = in_process.deliverer.queue.confirm
 
     def confirm(sessions: dict[str, Session]) -> None:
@@ -199,7 +199,7 @@ def test_what_was_given_up_waits_for_the_next_event(
 ) -> None:
     records, now = Records(str(tmp_path / "spool")), time.time()
     (tmp_path / "spool" / f"{int((now + accepted) * 1e9):020d}-1").touch()
-    last_error.keep(records, TattleError("EventBridge is away", 69), 1, True, now + noted)
+    last_error.write(records, TattleError("EventBridge is away", 69), 1, True, now + noted)
     if woken:
         (tmp_path / "spool" / WAKE).touch()
     assert is_given_up(records) == given_up

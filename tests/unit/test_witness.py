@@ -13,7 +13,7 @@ import pytest
 from tattle.delivery import ledger, look, witness
 from tattle.delivery.ledger import Machine
 from tattle.delivery.records import OPEN
-from tattle.delivery.witness import Clocks, LogindSession, opened_record, parsed, silenced
+from tattle.delivery.witness import Clocks, LogindSession, opened_record, parse_session, unreported
 from tattle.event.fields import session_id
 from tattle.event.pamd import Stack
 from tattle.login.pam import is_whole, parse
@@ -50,12 +50,13 @@ def start_of(pid: int) -> str | None:
 
 
 def test_logind_s_sessions_are_read_as_loginctl_shows_them() -> None:
-    assert parsed(SHOWN) == LogindSession("c3", "alice", "1.2.3.4", "sshd", 139, 901.63116, "")
+    expected = LogindSession("c3", "alice", "1.2.3.4", "sshd", 139, 901.63116, "")
+    assert parse_session(SHOWN) == expected
 
 
 @pytest.mark.parametrize("line", ["Leader=139", "Name=alice", "Service=sshd", "Id=c3"])
 def test_a_session_of_which_a_part_lacks_is_none(line: str) -> None:
-    assert parsed(SHOWN.replace(line, "")) is None
+    assert parse_session(SHOWN.replace(line, "")) is None
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_a_session_that_lives_and_that_no_hook_reported_was_silenced(
     one: LogindSession, known: bool, since: float, is_silenced: bool
 ) -> None:
     names = [f"{BOOT}.{LEADER}.{start_of(LEADER)}"] if known else []
-    found = [*silenced([one], names, start_of, CLOCKS, lambda service: since)]
+    found = [*unreported([one], names, start_of, CLOCKS, lambda service: since)]
     assert bool(found) == is_silenced
 
 
 def test_the_witness_s_opened_is_what_the_hook_would_have_said() -> None:
-    (found,) = silenced([session()], [], start_of, CLOCKS, lambda service: 0.0)
+    (found,) = unreported([session()], [], start_of, CLOCKS, lambda service: 0.0)
     record = opened_record(found, [b"TATTLE_HOST=here", b"TATTLE_INSTANCE=i-abc"])
     opened = parse(record)
     assert is_whole(record)
@@ -191,7 +192,7 @@ def test_the_sessions_are_looked_at_once_a_minute_by_whoever_has_which_spools(
     spool, emergency = Spool(str(tmp_path / "spool")), Spool(str(tmp_path / "emergency"))
     looks: list[object] = []
 
-    monkeypatch.setattr(look, "report_silenced", lambda *_: looks.append(None))
+    monkeypatch.setattr(look, "report_unreported", lambda *_: looks.append(None))
     monkeypatch.setattr(look, "PATH", spool.path)
     look.look([spool, emergency])
     look.look([spool])
@@ -220,8 +221,8 @@ def test_what_is_reported_already_is_not_reported_again(
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"{record}TATTLE_PARENT_START=0\0TATTLE_BOOT={BOOT}\0")
     before = os.listdir(spool.path)
-    look.report_silenced([spool], Machine(BOOT, ""))
-    look.report_silenced([spool], Machine(BOOT, ""))
+    look.report_unreported([spool], Machine(BOOT, ""))
+    look.report_unreported([spool], Machine(BOOT, ""))
     assert len(os.listdir(spool.path)) - len(before) == (0 if place else 1)
 
 

@@ -130,7 +130,7 @@ def advice(code: str, http: int) -> str:
     if code.startswith(CLOCK_CODES):
         return "set the clock: sudo chronyc makestep; else attach the instance profile again"
     if code == NO_SUCH_BUS:
-        return f"correct `event-bus` in {PATH}; there are: aws events list-event-buses"
+        return f"correct `event-bus` in {PATH}; list them: aws events list-event-buses"
     if "Throttl" in code or http == 429:
         return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
     return {

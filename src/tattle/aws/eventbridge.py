@@ -129,7 +129,7 @@ class Publisher:
         arrived.
         """
         bus = entries[0].get("EventBusName", "")
-        self.look_up(bus)
+        self.verify_bus(bus)
         with translate_errors(self.imds, service_name(bus)):
             try:
                 answer = self._call("put_events", Entries=entries)
@@ -147,11 +147,11 @@ class Publisher:
             raise Unanswered(f"unexpected response: {len(results)} results for {len(entries)}")
         return results
 
-    def look_up(self, bus: str) -> TattleError | None:
-        """Return why it is not known whether there is this event bus; None if there is.
+    def verify_bus(self, bus: str) -> TattleError | None:
+        """Return None if the bus exists, or the error that kept us from finding out.
 
-        PutEvents says yes to a bus that does not exist (aws/aws-cli#9186): what is sent to it is
-        gone. Raises TattleError if there is none. A lasting answer is asked for once.
+        Raises TattleError if it does not exist: PutEvents says yes to it all the same, and what is
+        sent to it is gone (aws/aws-cli#9186). A lasting answer is asked for once.
         """
         if is_default(bus):
             return None

@@ -1,4 +1,4 @@
-"""HTTP as botocore and IMDS's client speak it here: from any port that is free, and with an end.
+"""HTTP for botocore and IMDS's client: reserved ports where no other is free, bounded answers.
 
 Every local user may bind all the ports that a connection gets by itself; and whoever answers in
 place of IMDS or EventBridge may never stop.

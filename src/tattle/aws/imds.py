@@ -174,7 +174,7 @@ class Imds:
                 )
                 body = answer.read(ANSWER_BYTES)
                 answer.release_conn()
-                if not left or is_answer(answer):
+                if not left or answer.status < 500:  # a retry can't help
                     break
             except HTTPError as error:
                 if cause(error, NoPortError):
@@ -200,11 +200,6 @@ class Imds:
 
     def _fail(self, problem: str, advice: str, status: int = os.EX_UNAVAILABLE) -> NoReturn:
         raise TattleError(f"IMDS at {self.url} {problem}", status, advice)
-
-
-def is_answer(answer: BaseHTTPResponse) -> bool:
-    """Tell whether a retry can't help."""
-    return answer.status < 500
 
 
 def valid_in_header(text: object) -> bool:

@@ -23,11 +23,11 @@ from tattle.unpack import unpack
 if TYPE_CHECKING:
     from tattle.aws.eventbridge import Entry, Publisher
 
-TIMEOUT = 60.0  # seconds for a connection, and for an answer: botocore's own default
+TIMEOUT_SECONDS = 60.0  # for a connection, and for an answer: botocore's own default
 CALL_SECONDS = 120.0  # for a whole call, however slowly an answer trickles in
-BATCH = 10  # entries in a PutEvents call
+BATCH_SIZE = 10  # entries in a PutEvents call
 # A file that is no record, whatever its name: a symbolic link, a directory, a socket, a device
-FOREIGN = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
+NOT_A_RECORD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
 
 class Told(NamedTuple):
@@ -47,11 +47,11 @@ class Tally:
         self.delivered = 0
         self.refusal: TattleError | None = None
         self.unanswered: list[str] = []
-        self.silence: TattleError | None = None
+        self.unanswered_error: TattleError | None = None
 
     def outcome(self) -> Outcome:
         """Return it as it is now."""
-        return Outcome(self.delivered, self.refusal, tuple(self.unanswered), self.silence)
+        return Outcome(self.delivered, self.refusal, tuple(self.unanswered), self.unanswered_error)
 
 
 class Sender:
@@ -108,7 +108,7 @@ class Sender:
             unpack()
             from tattle.aws.eventbridge import Publisher
 
-            self.publisher, self.config = Publisher(config, TIMEOUT), config
+            self.publisher, self.config = Publisher(config, TIMEOUT_SECONDS), config
         return self.publisher
 
     def batches(
@@ -129,7 +129,7 @@ class Sender:
                 continue
             bus, size = told.entry.get("EventBusName", ""), entry_size(told.entry)
             batch = filling.get(bus, {})
-            if len(batch) == BATCH or sizes.get(bus, 0) + size >= SIZE_LIMIT:
+            if len(batch) == BATCH_SIZE or sizes.get(bus, 0) + size >= SIZE_LIMIT:
                 yield bus, batch
                 batch, sizes[bus] = {}, 0
             filling[bus] = {**batch, name: told}
@@ -148,7 +148,7 @@ class Sender:
                 raise
             self.queue.reject(name, str(error))
         except OSError as error:
-            if error.errno in FOREIGN:
+            if error.errno in NOT_A_RECORD:
                 self.queue.reject(name, str(error))
             elif self.queue.holds(name):  # else somebody removed it
                 message = f"can't read {self.queue.path(name)}: {error.strerror}"
@@ -171,7 +171,7 @@ class Sender:
                 results = publisher.publish([told.entry for told in batch.values()])
         except Unanswered as error:
             tally.unanswered += batch
-            tally.silence = error
+            tally.unanswered_error = error
             raise
         except TattleError as error:
             if error.status != os.EX_DATAERR:
@@ -189,7 +189,7 @@ class Sender:
         for name, refusal in refusals.items():
             if isinstance(refusal, Unanswered):
                 tally.unanswered.append(name)
-                tally.silence = refusal
+                tally.unanswered_error = refusal
             elif refusal and refusal.status == os.EX_DATAERR:
                 self.queue.reject(name, str(refusal))
             elif refusal:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tattle.delivery import last_error
-from tattle.delivery.batches import BATCH, Sender
+from tattle.delivery.batches import BATCH_SIZE, Sender
 from tattle.delivery.detach import detach, end_within
 from tattle.delivery.due import Due, Outcome
 from tattle.delivery.lock import DelivererLock
@@ -35,11 +35,11 @@ from tattle.login.process import read
 from tattle.login.spool import EMERGENCY_PATH, PATH, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
-LINGER = 5.0  # seconds to stay for the next event, so that a busy host loads botocore once
-GATHER = 0.04  # seconds between two calls that are not full, so that a burst becomes batches
-LIFE = 15 * 60.0  # seconds after which a busy deliverer leaves it to a new one
+LINGER_SECONDS = 5.0  # to stay for the next event, so that a busy host loads botocore once
+BATCH_WINDOW_SECONDS = 0.04  # between two calls that are not full, so that a burst becomes batches
+MAX_LIFE_SECONDS = 15 * 60.0  # after which a busy deliverer leaves it to a new one
 SHUTDOWN = b"systemd-shutdow"  # the kernel keeps 15 bytes of a name: proc_pid_comm(5)
-AGAIN = "again"  # argument: has unpacked already. Prevents an exec loop
+ALREADY_UNPACKED = "again"  # an argument. Prevents an exec loop
 
 
 def main(arguments: list[str]) -> NoReturn:
@@ -54,12 +54,12 @@ def main(arguments: list[str]) -> NoReturn:
         if is_shutting_down():
             status = 0
         else:
-            if from_archive() and AGAIN not in arguments:
+            if from_archive() and ALREADY_UNPACKED not in arguments:
                 # Nothing is unpacked, or the first member of the archive could not use it.
                 with contextlib.suppress(TattleError):  # raised again below, and kept as last error
                     repair()
                     unpack()
-                    begin_anew(AGAIN)
+                    begin_anew(ALREADY_UNPACKED)
             status = take_turn(records)
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
@@ -140,7 +140,8 @@ def deliver_until_empty(lock: DelivererLock) -> bool:
     with Heartbeat(locks) as heartbeat:
         sender = Sender(queue, heartbeat)
         sleep = functools.partial(heartbeat.sleep, alarm)
-        return Deliverer(queue, sender, heartbeat, sleep, lambda: look(queue.ledgers())).run(LINGER)
+        deliverer = Deliverer(queue, sender, heartbeat, sleep, lambda: look(queue.ledgers()))
+        return deliverer.run(LINGER_SECONDS)
 
 
 class Deliverer:
@@ -165,7 +166,7 @@ class Deliverer:
     def run(self, linger: float) -> bool:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
         now = time.monotonic()
-        due, life_ends, leaves_at = Due(now), now + LIFE, now + linger
+        due, life_ends, leaves_at = Due(now), now + MAX_LIFE_SECONDS, now + linger
         next_call = next_look = now
         while self.queue.keep_locks():
             self.heartbeat.note_progress()
@@ -173,10 +174,10 @@ class Deliverer:
                 due.try_all()
             waiting, now = self.queue.names(), time.monotonic()
             names = due.names(waiting, now)
-            if 0 < len(names) < BATCH and now < next_call:
+            if 0 < len(names) < BATCH_SIZE and now < next_call:
                 time.sleep(next_call - now)  # so that a burst becomes batches
             elif names:
-                next_call = now + GATHER
+                next_call = now + BATCH_WINDOW_SECONDS
                 if self.attempt(due, names, waiting):
                     return False
                 leaves_at = time.monotonic() + linger
@@ -202,7 +203,7 @@ class Deliverer:
         if self.reporter.is_news(outcome.error) and repair():
             begin_anew()
         gives_up = outcome.error is not None and due.gives_up(waiting, now)
-        self.reporter.tried(outcome, gives_up, tried, accepted_at(names[0]))
+        self.reporter.note_attempt(outcome, gives_up, tried, accepted_at(names[0]))
         return gives_up
 
 
@@ -215,10 +216,10 @@ class Reporter:
         self._late = False
         self._delivered = 0
 
-    def tried(self, outcome: Outcome, gave_up: bool, tried: float, oldest: float) -> None:
-        """Note an attempt at a time, seconds since the epoch, to send records, the oldest of then.
+    def note_attempt(self, outcome: Outcome, gave_up: bool, tried: float, oldest: float) -> None:
+        """Note an attempt to send, and log its error, the same one once.
 
-        The same error is logged once.
+        tried: when it began; oldest: when its oldest record was accepted; seconds since the epoch.
         """
         self._late = self._late or tried - oldest > LATE_SECONDS
         self._delivered += outcome.delivered
@@ -232,7 +233,7 @@ class Reporter:
         self._error = error
         waiting = len(self.queue.names())
         for spool in self.queue.spools:
-            last_error.keep(spool, error, waiting, gave_up, tried)
+            last_error.write(spool, error, waiting, gave_up, tried)
 
     def is_news(self, error: TattleError | None) -> bool:
         """Tell whether an error is another one than the last; numbers change with every try."""
@@ -246,7 +247,7 @@ class Reporter:
             log(f"delivering again: {self._delivered} events that had waited are sent")
         self._error, self._late, self._delivered = None, False, 0
         for spool in self.queue.spools:
-            last_error.forget(spool)
+            last_error.remove(spool)
 
 
 def without_digits(error: TattleError) -> str:

@@ -29,12 +29,12 @@ class Outcome(NamedTuple):
     delivered: int = 0
     refusal: TattleError | None = None  # why some, or all that were left, were not taken
     unanswered: tuple[str, ...] = ()  # records that may have arrived
-    silence: TattleError | None = None  # the error of those
+    unanswered_error: TattleError | None = None  # the error of those
 
     @property
     def error(self) -> TattleError | None:
         """What keeps events back, if anything does."""
-        return self.refusal or self.silence
+        return self.refusal or self.unanswered_error
 
 
 def backoff(uniform: Uniform) -> Iterator[float]:

@@ -23,8 +23,8 @@ class LastError(NamedTuple):
     boot: str = ""  # the boot id: an image carries this file to other machines
 
 
-def keep(records: Records, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
-    """Keep it; where that can't be written, the log has it all the same."""
+def write(records: Records, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
+    """Write it down; where that fails, the log has it all the same."""
     last = LastError(tried, str(error), error.advice, waiting, gave_up, boot_id().decode())
     with contextlib.suppress(OSError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -42,8 +42,8 @@ def read(records: Records) -> LastError | None:
     return last if last.boot == boot_id().decode() else None
 
 
-def forget(records: Records) -> None:
-    """Events are delivered again."""
+def remove(records: Records) -> None:
+    """Remove it: events are delivered again."""
     with contextlib.suppress(OSError):
         if records.holds(LAST_ERROR):
             records.remove([LAST_ERROR])

@@ -41,7 +41,7 @@ def look(spools: Sequence[Spool]) -> None:
             if due:
                 machine = this_machine()
                 ledger.close_ended(spools, machine, start_of)
-                report_silenced(spools, machine)
+                report_unreported(spools, machine)
     except OSError as error:
         log(f"can't look for sessions that were not reported: {error}")
 
@@ -90,7 +90,7 @@ def start_of(pid: int) -> str | None:
     return None
 
 
-def report_silenced(spools: Sequence[Spool], machine: Machine) -> None:
+def report_unreported(spools: Sequence[Spool], machine: Machine) -> None:
     """Accept an `opened` for each session that logind knows and nobody reported.
 
     Raises OSError.
@@ -104,7 +104,7 @@ def report_silenced(spools: Sequence[Spool], machine: Machine) -> None:
     )
     stack_since = functools.partial(reported_since, began)
     known = {name for spool in spools for name in ledger.names(spool)}
-    found = [*witness.silenced(sessions, known, start_of, clocks, stack_since)]
+    found = [*witness.unreported(sessions, known, start_of, clocks, stack_since)]
     if not found:
         return
     # `open/` once more, and last: records move there from the spool while we look.
@@ -114,7 +114,7 @@ def report_silenced(spools: Sequence[Spool], machine: Machine) -> None:
     found = [one for one in found if one.name not in known]
     for one in found:
         ledger.accept(spools, witness.opened_record(one, process.machine()))
-        log(witness.message(one))
+        log(witness.log_line(one))
 
 
 def reported_since(began: float, service: str, root: str = "") -> float:

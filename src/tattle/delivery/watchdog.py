@@ -25,7 +25,8 @@ from tattle.login.spool import EMERGENCY_PATH, PATH, STANDBY
 
 BEAT_SECONDS = 1.0  # between two heartbeats
 STANDBY_BEAT_SECONDS = 0.5  # with each of which it has on disk what was accepted
-# More than a name look-up holds up the beat: three servers, twice, 2 s each; resolv.conf(5)
+# Longer than the longest name look-up, during which there is no heartbeat: 3 servers, 2 tries, 2 s
+# each; resolv.conf(5)
 DEAD_AFTER = {DELIVERER: 60.0, STANDBY: 5.0}
 # Stop the heartbeat if the loop is idle for this long outside a call. A turn may have to look
 # through a large spool on a slow disk.

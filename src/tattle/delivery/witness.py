@@ -36,7 +36,7 @@ class LogindSession(NamedTuple):
     tty: str  # "" where sshd has made none yet
 
 
-class Silenced(NamedTuple):
+class Unreported(NamedTuple):
     """A session that nobody reported: as logind knows it, its name, and when it began."""
 
     session: LogindSession
@@ -70,12 +70,12 @@ def logind_sessions() -> list[LogindSession] | None:
         if shown is None:
             return found or None
         blocks = [block for block in shown.text.split("\n\n") if block.strip()]
-        found += [session for session in map(parsed, blocks) if session]
+        found += [session for session in map(parse_session, blocks) if session]
         ids = ids[len(blocks) + 1 :]
     return found
 
 
-def parsed(block: str) -> LogindSession | None:
+def parse_session(block: str) -> LogindSession | None:
     """Return the session that show-session prints as NAME=value lines; None if a part lacks."""
     values = dict(line.partition("=")[::2] for line in reversed(block.strip().splitlines()))
     try:
@@ -92,13 +92,13 @@ def parsed(block: str) -> LogindSession | None:
         return None
 
 
-def silenced(
+def unreported(
     sessions: Iterable[LogindSession],
     known: Container[str],
     start_of: Callable[[int], str | None],
     clocks: Clocks,
     reported_since: Callable[[str], float],
-) -> Iterator[Silenced]:
+) -> Iterator[Unreported]:
     """Yield the sessions that a hook should have reported by now.
 
     known: the names of those that one has. start_of: ledger.StartOf. reported_since gives the
@@ -115,10 +115,10 @@ def silenced(
             continue
         began, name = clocks.now - age, f"{clocks.boot}.{session.leader}.{start}"
         if age > GRACE_SECONDS and name not in known and began > reported_since(session.service):
-            yield Silenced(session, name, began)
+            yield Unreported(session, name, began)
 
 
-def opened_record(found: Silenced, machine: list[bytes]) -> bytes:
+def opened_record(found: Unreported, machine: list[bytes]) -> bytes:
     """Return the record of the `opened` that a hook would have accepted: the same session_id.
 
     machine: which one this is, as variables; process.machine().
@@ -139,7 +139,7 @@ def opened_record(found: Silenced, machine: list[bytes]) -> bytes:
     return new_record(variables, boot, *machine)
 
 
-def message(found: Silenced) -> str:
+def log_line(found: Unreported) -> str:
     """Return the line for the log: somebody kept the hook from running, or wanted it so."""
     session = found.session
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.began))
@@ -150,14 +150,14 @@ def message(found: Silenced) -> str:
     )
 
 
-class Printed(NamedTuple):
+class Output(NamedTuple):
     """How a command ended, and what it printed on standard output."""
 
     status: int  # as os.waitpid() has it
     text: str
 
 
-def loginctl(arguments: list[str], deadline: float) -> Printed | None:
+def loginctl(arguments: list[str], deadline: float) -> Output | None:
     """Run loginctl; None if it can't be run or takes too long.
 
     deadline: of time.monotonic(). (To import the subprocess module takes longer than all this.)
@@ -185,7 +185,7 @@ def loginctl(arguments: list[str], deadline: float) -> Printed | None:
             part = os.read(reader, 65_536)
             if not part:
                 ended = True
-                return Printed(os.waitpid(pid, 0)[1], text.decode(errors="backslashreplace"))
+                return Output(os.waitpid(pid, 0)[1], text.decode(errors="backslashreplace"))
             text += part
         return None
     finally:

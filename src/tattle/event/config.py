@@ -89,7 +89,7 @@ def parse(text: str, path: str = PATH) -> Config:
         for key, value in parser.items(section):
             try:
                 if key not in known:
-                    raise ValueError(f"there is no such key; there are: {', '.join(known)}")
+                    raise ValueError(f"unknown key; known keys: {', '.join(known)}")
                 if "\n" in value and key != "fields":
                     raise ValueError("goes on in the next line: is that one indented by mistake?")
                 settings[key.replace("-", "_")] = KEYS[key].check(value)
@@ -98,7 +98,7 @@ def parse(text: str, path: str = PATH) -> Config:
         if not of_service:
             config = config._replace(**settings)
         elif of_service[1] in config.services:
-            raise _error_in(text, path, section, None, f"[service {of_service[1]}] is there twice")
+            raise _error_in(text, path, section, None, f"[service {of_service[1]}] is set twice")
         else:
             service = config._replace(services={}, **settings)
             config = config._replace(services={**config.services, of_service[1]: service})
@@ -110,9 +110,9 @@ def _unparsable(error: configparser.Error) -> tuple[int, str]:
     if isinstance(error, configparser.MissingSectionHeaderError):
         return error.lineno, "expected [tattle] or [service NAME] first"
     if isinstance(error, configparser.DuplicateOptionError):
-        return error.lineno or 1, f"[{error.section}] {error.option}: is there twice"
+        return error.lineno or 1, f"[{error.section}] {error.option}: is set twice"
     if isinstance(error, configparser.DuplicateSectionError):
-        return error.lineno or 1, f"[{error.section}] is there twice"
+        return error.lineno or 1, f"[{error.section}] is set twice"
     number, line = getattr(error, "errors", [(1, "")])[0]
     return number, f"not understood: {line}"
 
@@ -165,7 +165,7 @@ def _fields(value: str) -> tuple[str, ...]:
     known = {**FROM_SESSION, **FROM_SSHD, **FROM_INSTANCE}
     for field in fields:
         if field not in known and not re.fullmatch(r"tag:[^\x00-\x1f\x7f]+", field):
-            raise ValueError(f"no field {field!r}; there are: {', '.join(known)}, tag:NAME")
+            raise ValueError(f"unknown field {field!r}; known fields: {', '.join(known)}, tag:NAME")
     return fields
 
 

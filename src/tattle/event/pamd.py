@@ -117,8 +117,9 @@ class Stack:
 def trusts_sshd(session: Session) -> bool:
     """Tell whether what sshd said of a session's connection can't come from its user instead.
 
-    Who could set variables then may be kept from it by now: so nothing of the stack may have
-    changed since the session's process started. In doubt the answer is no.
+    The stack as it is now says nothing about the one that the session was opened with if a file
+    has changed since the session's process started. In doubt the answer is no: so any line that
+    names user_readenv counts, whatever the module, where Stack.user_readenv() knows pam_env's.
     """
     try:
         stack = Stack(session.pam["PAM_SERVICE"])

@@ -43,13 +43,13 @@ def main(arguments: "list[str]") -> int:
         status = run(arguments)
     except Exception as error:
         try:
-            status = report(error)
+            status = log_error(error)
         except Exception:
             pass  # nothing can be opened, not even the log: pam_exec logs the status
     posix._exit(status)  # Python's own shutdown takes a millisecond
 
 
-def report(error: Exception) -> int:
+def log_error(error: Exception) -> int:
     """Log what went wrong; return the exit status."""
     from tattle.errors import TattleError, defect, log, one_line
 
@@ -74,7 +74,7 @@ def log(message: str) -> None:
 
 
 def run(arguments: "list[str]") -> int:
-    """Do as main() says; return the exit status. Raises TattleError."""
+    """Accept the event, start a deliverer; return the exit status. Raises TattleError."""
     posix.umask(0o077)
     for number in FROM_TERMINAL:  # a user of su need not have permission to send those
         _signal.signal(number, _signal.SIG_IGN)

@@ -14,7 +14,7 @@ TYPES = (b"\0PAM_TYPE=open_session\0", b"\0PAM_TYPE=close_session\0")
 STATES = {"open_session": "opened", "close_session": "closed"}
 
 
-def refusal(message: str, advice: str) -> Exception:
+def usage_error(message: str, advice: str) -> Exception:
     """Return a TattleError. (Its module is imported only where there is one.)"""
     from tattle.errors import TattleError
 
@@ -30,12 +30,12 @@ def trusted_block(environ: bytes) -> bytes:
     names = [variable.partition(b"=")[0] for variable in block.split(b"\0")]
     ordered = names == [name for name in ITEMS if name in names]
     if not ordered or b"PAM_TYPE" not in names or b"\0PAM_USER=\0" in block:
-        raise refusal(
+        raise usage_error(
             f"refused: not an environment that pam_exec makes: {names!r}",
             "in a shell: unset PAM_SERVICE",
         )
     if names[:2] != [*ITEMS[:2]] or not block.endswith(TYPES):
-        raise refusal(
+        raise usage_error(
             f"refused: neither open_session nor close_session: {block!r}",
             "the PAM line must begin with `session`",
         )
@@ -53,11 +53,13 @@ class Session:
         kind = pam.get("PAM_TYPE", "")
         if kind not in STATES:
             found = f"PAM_TYPE is {kind[:40]!r}" if kind else "no PAM_TYPE"
-            raise refusal(
+            raise usage_error(
                 f"{found}: expected open_session or close_session", "set PAM_TYPE=open_session"
             )
         if not pam.get("PAM_USER"):
-            raise refusal("no PAM_USER: whose session is it?", "set PAM_USER to the user's name")
+            raise usage_error(
+                "no PAM_USER: whose session is it?", "set PAM_USER to the user's name"
+            )
         self.state = STATES[kind]
         self.pam = pam
         self.context = context

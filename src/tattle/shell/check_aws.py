@@ -120,7 +120,7 @@ def buses(config: Config) -> Iterator[Finding]:
     for bus in config.buses():
         name = bus or "default"
         try:
-            doubt = publisher.look_up(bus)
+            doubt = publisher.verify_bus(bus)
         except TattleError as error:
             yield failed("bus", error)
             continue

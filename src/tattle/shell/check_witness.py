@@ -13,7 +13,7 @@ from tattle.shell.pam_lines import KEEPS_CALLERS_UID, pam_file
 ENDS = "a session that PAM does not close is closed when its process is gone"
 SYSTEMD = "/run/systemd/system"  # is there where systemd is the first process: sd_booted(3)
 REGISTERS = "pam_systemd.so"
-# Sessions of the first lie in others; those of the second are nobody's who comes in.
+# su, sudo, doas and polkit run inside a session that logind knows; cron's and at's are no logins.
 UNREGISTERED = (*KEEPS_CALLERS_UID, "cron", "crond", "atd")
 
 

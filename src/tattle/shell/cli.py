@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Do as main() says. Raises OSError if the output can't be written."""
+    """Run the command; return the exit status. Raises OSError if the output can't be written."""
     grammar = parser()
     options = grammar.parse_args(arguments)
     if options.version:
