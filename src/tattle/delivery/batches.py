@@ -6,6 +6,7 @@ No record leaves the spool that EventBridge has not confirmed; what can never be
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -30,28 +31,21 @@ BATCH_SIZE = 10  # entries in a PutEvents call
 NOT_A_RECORD = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
 
-class Told(NamedTuple):
-    """What a record tells of, and what EventBridge is told of it."""
+class Prepared(NamedTuple):
+    """A record's session, and the entry that EventBridge gets for it."""
 
     session: Session
     entry: Entry
 
 
-Batch = dict[str, Told]  # by record
+Entries = dict[str, Prepared]  # by record
 
 
-class Tally:
-    """What has become of an attempt's records so far."""
+class Batch(NamedTuple):
+    """Entries for one call, all for one event bus."""
 
-    def __init__(self) -> None:
-        self.delivered = 0
-        self.refusal: TattleError | None = None
-        self.unanswered: list[str] = []
-        self.unanswered_error: TattleError | None = None
-
-    def outcome(self) -> Outcome:
-        """Return it as it is now."""
-        return Outcome(self.delivered, self.refusal, tuple(self.unanswered), self.unanswered_error)
+    bus: str
+    entries: Entries
 
 
 class Sender:
@@ -68,38 +62,45 @@ class Sender:
 
         Stops where EventBridge can't be had; goes on where it refused single entries, or one bus.
         """
-        tally = Tally()
+        outcome = Outcome()
         try:
-            self._send(names, tally)
+            for part in self._send(names):
+                outcome = outcome.plus(part)
         except Unanswered:
-            pass  # the tally knows which
+            pass  # the outcome says which
         except TattleError as error:
-            tally.refusal = error
+            outcome = outcome.plus(Outcome(refusal=error))
         except Exception as error:  # one that nobody expected must not end the deliverer
-            tally.refusal = defect(error)
-        outcome = tally.outcome()
+            outcome = outcome.plus(Outcome(refusal=defect(error)))
         if outcome.error and outcome.error.status != os.EX_TEMPFAIL:
             self.publisher = None  # files, role or network: ask again when trying again
         return outcome
 
-    def _send(self, names: list[str], tally: Tally) -> None:
-        """Send these records. Raises TattleError if that keeps back all that is left."""
-        names, tally.refusal = self.queue.put_away_confirmed(names)
+    def _send(self, names: list[str]) -> Iterator[Outcome]:
+        """Send these records; yield what became of one part after the other.
+
+        Raises TattleError if that keeps back all that is left.
+        """
+        names, unremovable = self.queue.put_away_confirmed(names)
+        yield Outcome(refusal=unremovable)
         if not names:
             return
         with self.heartbeat.at_most(CALL_SECONDS, too_slow()):
             publisher = self._current_publisher()
             publisher.prepared_client()
         refusing: set[str] = set()
-        for bus, batch in self.batches(names, publisher, tally):
-            if bus not in refusing:
+        for part in self.batches(names, publisher):
+            if isinstance(part, Outcome):
+                yield part
+            elif part.bus not in refusing:
                 try:
-                    self._publish(batch, publisher, tally)
+                    yield from self._publish(part.entries, publisher)
                 except TattleError as error:
                     if error.status not in (os.EX_NOPERM, os.EX_CONFIG):
                         raise
-                    refusing.add(bus)
-                    tally.refusal = tally.refusal or error
+                    if not refusing:
+                        yield Outcome(refusal=error)
+                    refusing.add(part.bus)
 
     def _current_publisher(self) -> Publisher:
         """Return the publisher for the configuration as it is now. Raises TattleError."""
@@ -111,38 +112,38 @@ class Sender:
             self.publisher, self.config = Publisher(config, TIMEOUT_SECONDS), config
         return self.publisher
 
-    def batches(
-        self, names: list[str], publisher: Publisher, tally: Tally
-    ) -> Iterator[tuple[str, Batch]]:
-        """Yield event bus and entries by record, as many as one call takes, all for that bus.
+    def batches(self, names: list[str], publisher: Publisher) -> Iterator[Batch | Outcome]:
+        """Yield the entries of records, as many as one call takes; an outcome for what has none.
 
         Rejects what is no event.
         """
         from tattle.aws.eventbridge import SIZE_LIMIT, entry_size
 
-        filling: dict[str, Batch] = {}
+        filling: dict[str, Entries] = {}
         sizes: dict[str, int] = {}
         for name in names:
             with self.heartbeat.at_most(CALL_SECONDS, too_slow()):  # IMDS may be asked for a tag
-                told = self._told(name, publisher, tally)
-            if told is None:
+                prepared = self._prepare(name, publisher)
+            if isinstance(prepared, Outcome):
+                yield prepared
                 continue
-            bus, size = told.entry.get("EventBusName", ""), entry_size(told.entry)
-            batch = filling.get(bus, {})
-            if len(batch) == BATCH_SIZE or sizes.get(bus, 0) + size >= SIZE_LIMIT:
-                yield bus, batch
-                batch, sizes[bus] = {}, 0
-            filling[bus] = {**batch, name: told}
+            bus, size = prepared.entry.get("EventBusName", ""), entry_size(prepared.entry)
+            entries = filling.get(bus, {})
+            if len(entries) == BATCH_SIZE or sizes.get(bus, 0) + size >= SIZE_LIMIT:
+                yield Batch(bus, entries)
+                entries, sizes[bus] = {}, 0
+            filling[bus] = {**entries, name: prepared}
             sizes[bus] = sizes.get(bus, 0) + size
-        yield from filling.items()
+        yield from itertools.starmap(Batch, filling.items())
 
-    def _told(self, name: str, publisher: Publisher, tally: Tally) -> Told | None:
-        """Return what a record tells; None if that is no event, or must not be sent from here."""
+    def _prepare(self, name: str, publisher: Publisher) -> Prepared | Outcome:
+        """Return a record's session and entry; an outcome if that is no event, can't be read or
+        must not be sent from here."""
         try:
             session = session_of(self.queue.read(name))
             if self.queue.move_if_from_elsewhere(name, session, publisher.instance_id):
-                return None
-            return Told(session, publisher.entry(session, trusts_sshd))
+                return Outcome()
+            return Prepared(session, publisher.entry(session, trusts_sshd))
         except TattleError as error:
             if error.status not in (os.EX_DATAERR, os.EX_USAGE):
                 raise
@@ -152,13 +153,13 @@ class Sender:
                 self.queue.reject(name, str(error))
             elif self.queue.holds(name):  # else somebody removed it
                 message = f"can't read {self.queue.path(name)}: {error.strerror}"
-                tally.refusal = TattleError(message, os.EX_TEMPFAIL, "sudo tattle check")
+                return Outcome(refusal=TattleError(message, os.EX_TEMPFAIL, "sudo tattle check"))
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
             self.queue.reject(name, f"{type(error).__name__}: {error}")  # others must not wait
-        return None
+        return Outcome()
 
-    def _publish(self, batch: Batch, publisher: Publisher, tally: Tally) -> None:
-        """Send one batch; remove what was accepted, reject what never will be.
+    def _publish(self, entries: Entries, publisher: Publisher) -> Iterator[Outcome]:
+        """Send one batch; remove what was accepted, reject what never will be; yield the outcome.
 
         Raises TattleError if the call as a whole did not succeed.
         """
@@ -168,32 +169,32 @@ class Sender:
         try:
             too_late = Unanswered(f"no whole answer within {CALL_SECONDS:.0f} s")
             with self.heartbeat.at_most(CALL_SECONDS, too_late):
-                results = publisher.publish([told.entry for told in batch.values()])
+                results = publisher.publish([prepared.entry for prepared in entries.values()])
         except Unanswered as error:
-            tally.unanswered += batch
-            tally.unanswered_error = error
+            yield Outcome(unanswered=tuple(entries), unanswered_error=error)
             raise
         except TattleError as error:
             if error.status != os.EX_DATAERR:
                 raise
-            if len(batch) == 1:
-                self.queue.reject(next(iter(batch)), str(error))
+            if len(entries) == 1:
+                self.queue.reject(next(iter(entries)), str(error))
             else:
-                for name, told in batch.items():  # one of them made the call fail
-                    self._publish({name: told}, publisher, tally)
+                for name, prepared in entries.items():  # one of them made the call fail
+                    yield from self._publish({name: prepared}, publisher)
             return
-        refusals = {name: result.error for name, result in zip(batch, results)}
-        accepted = {name: batch[name].session for name, refusal in refusals.items() if not refusal}
-        tally.delivered += len(accepted)
+        refusals = {name: result.error for name, result in zip(entries, results)}
+        accepted = {
+            name: entries[name].session for name, refusal in refusals.items() if not refusal
+        }
+        yield Outcome(delivered=len(accepted))
         self.queue.confirm(accepted)
         for name, refusal in refusals.items():
             if isinstance(refusal, Unanswered):
-                tally.unanswered.append(name)
-                tally.unanswered_error = refusal
+                yield Outcome(unanswered=(name,), unanswered_error=refusal)
             elif refusal and refusal.status == os.EX_DATAERR:
                 self.queue.reject(name, str(refusal))
             elif refusal:
-                tally.refusal = refusal
+                yield Outcome(refusal=refusal)
 
 
 def session_of(record: bytes) -> Session:

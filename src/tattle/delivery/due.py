@@ -31,6 +31,15 @@ class Outcome(NamedTuple):
     unanswered: tuple[str, ...] = ()  # records that may have arrived
     unanswered_error: TattleError | None = None  # the error of those
 
+    def plus(self, later: Outcome) -> Outcome:
+        """Return what became of these records and of others, of whose errors the later ones."""
+        return Outcome(
+            self.delivered + later.delivered,
+            later.refusal or self.refusal,
+            self.unanswered + later.unanswered,
+            later.unanswered_error or self.unanswered_error,
+        )
+
     @property
     def error(self) -> TattleError | None:
         """What keeps events back, if anything does."""
