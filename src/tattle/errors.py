@@ -14,8 +14,9 @@ REPORT = "please report it as an issue of the repository that you have tattle fr
 class TattleError(Exception):
     """An error that a person can act on.
 
-    status: from sysexits(3), os.EX_*. advice: one line, a command where one helps; may be empty.
-    A command that needs root begins with sudo: runnable().
+    status: from sysexits(3), os.EX_*, as `tattle --help` lists them; aws/errors.py has AWS's codes,
+    and `tattle check` its own. advice: one line, a command where one helps; may be empty. A command
+    that needs root begins with sudo: runnable().
     """
 
     def __init__(self, message: str, status: int, advice: str = "") -> None:

@@ -93,16 +93,10 @@ def auth_method(session: Session) -> str | None:
     return ",".join(line.partition(" ")[0] for line in _auth_info(session)) or None
 
 
-def key_fingerprint(session: Session) -> str | None:
-    """Return what `ssh-keygen -l` prints for the key that let the user in: `SHA256:…`."""
+def of_key(session: Session, ask: Callable[[str], object]) -> object:
+    """Return what ssh-keygen says of the key or certificate that let the user in."""
     key = _key(session)
-    return fingerprint(key) if key else None
-
-
-def certificate_of(session: Session) -> dict[str, str] | None:
-    """Return what `ssh-keygen -L` prints of the certificate that let the user in."""
-    key = _key(session)
-    return certificate(key) if key else None
+    return ask(key) if key else None
 
 
 def connection(session: Session) -> dict[str, object] | None:
@@ -169,8 +163,8 @@ FROM_SESSION: dict[str, Callable[[Session], object]] = {
 }
 FROM_SSHD: dict[str, Callable[[Session], object]] = {
     "auth_method": auth_method,
-    "key_fingerprint": key_fingerprint,
-    "certificate": certificate_of,
+    "key_fingerprint": lambda session: of_key(session, fingerprint),
+    "certificate": lambda session: of_key(session, certificate),
     "connection": connection,
 }
 FROM_INSTANCE = {
