@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import time
@@ -79,7 +80,9 @@ def states(arrived: list[Session]) -> list[str]:
 
 
 def look(spools: list[Spool], arrived: list[Session]) -> None:
-    close_ended(spools, HERE, start_of)
+    before = [path for spool in spools for path in records(spool)]
+    count = close_ended(spools, HERE, start_of)
+    assert len([path for spool in spools for path in records(spool)]) == len(before) + count
     send(spools, arrived)
 
 
@@ -224,6 +227,26 @@ def test_a_reboot_closes_every_session_that_was_open(spools: list[Spool]) -> Non
     assert states(arrived) == ["opened", "opened", "closed", "closed"]
 
 
+@pytest.mark.parametrize("full", [1, 2])
+def test_a_closed_goes_where_there_is_room(
+    full: int, spools: list[Spool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accept(record: bytes) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    arrived: list[Session] = []
+    spools[0].accept(record("open_session", boot=OTHER_BOOT))
+    send(spools, arrived)
+    for spool in spools[:full]:
+        monkeypatch.setattr(spool, "accept", accept)
+    if full == len(spools):
+        with pytest.raises(OSError, match="full"):
+            look(spools, arrived)
+        monkeypatch.undo()
+    look(spools, arrived)
+    assert states(arrived) == ["opened", "closed"]
+
+
 def test_a_session_of_another_machine_is_not_closed_as_this_one_s(spools: list[Spool]) -> None:
     """As an image of a machine has it that was made while somebody was logged in."""
     arrived: list[Session] = []
@@ -234,7 +257,9 @@ def test_a_session_of_another_machine_is_not_closed_as_this_one_s(spools: list[S
     assert ledger.names(spools[0]) == [name(boot=OTHER_BOOT)], "it may be this one's"
     look(spools, arrived)
     assert states(arrived) == ["opened"]
-    assert os.listdir(f"{spools[0].path}/elsewhere") == [name(boot=OTHER_BOOT)]
+    elsewhere = Path(spools[0].path, "elsewhere")
+    assert os.listdir(elsewhere) == [name(boot=OTHER_BOOT)]
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
     assert ledger.names(spools[0]) == []
 
 
