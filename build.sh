@@ -116,6 +116,7 @@ system_packages() {
         need faketime faketime
         need unzip unzip
         need systemd-analyze systemd
+        need mkfs.ext4 e2fsprogs
         need secilc secilc
         need sesearch setools
         [[ -d /usr/share/i18n/locales ]] || missing+=(locales)

@@ -193,6 +193,9 @@ def test_a_reboot_keeps_the_spool_and_nothing_that_runs(box: Instance) -> None:
 def test_a_reset_undoes_what_a_test_did(box: Instance) -> None:
     stock = box.read("/etc/pam.d/sshd")
     box.configure_pam("background")
+    file = box.path("/etc/pam.d") / "sshd"
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to("elsewhere")
     box.write("/etc/tattle.conf", "[tattle]\n")
     box.imds.set(fault=500)
     box.start_sshd("PermitUserEnvironment yes")

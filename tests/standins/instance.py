@@ -716,6 +716,7 @@ class Instance:
             _empty(self.path(folder))
         for folder in ("/run/tattle-spool", "/run/tattle"):
             shutil.rmtree(self.path(folder), ignore_errors=True)
+        self._restore()  # before what was written is again: in place of a file there may be a link
         for inside, content in self._originals.items():
             if content is None:
                 self.path(inside).unlink(missing_ok=True)
