@@ -226,6 +226,19 @@ def test_what_is_reported_already_is_not_reported_again(
     assert len(os.listdir(spool.path)) - len(before) == (0 if place else 1)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_logind_that_does_not_answer_is_told_of(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user may keep it busy, and would be seen by nobody."""
+    told: list[str] = []
+    monkeypatch.setattr(look, "log", told.append)
+    monkeypatch.setattr(witness, "LOGINCTL", "/bin/false")
+    monkeypatch.setattr(witness, "LOGIND", str(tmp_path) if there else "/nowhere")
+    assert look.report_silenced([Spool(str(tmp_path / "spool"))], Machine(BOOT, "")) == 0
+    assert len(told) == there
+
+
 def test_hooks_report_since_the_ledger_began_and_the_stack_last_changed(tmp_path: Path) -> None:
     (tmp_path / "etc/pam.d").mkdir(parents=True)
     (tmp_path / "etc/pam.d/sshd").write_text("session optional pam_exec.so /usr/local/bin/tattle\n")

@@ -96,6 +96,8 @@ def report_unreported(spools: Sequence[Spool], machine: Machine) -> None:
     Raises OSError.
     """
     sessions = witness.logind_sessions()
+    if sessions is None and os.path.isdir(witness.LOGIND):  # any user may keep it busy
+        log("systemd-logind does not answer: sessions that PAM did not report are not seen")
     if not sessions or not machine.boot:
         return
     began = min(filter(None, map(ledger.since, spools)), default=math.inf)
