@@ -247,7 +247,9 @@ def test_who_gets_tired_of_it_can_end_it(
 ) -> None:
     imds.set(fault="hang")
     environment = {**clean_env, **LOGIN, "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url}
-    with subprocess.Popen([artifact], env=environment, stderr=subprocess.PIPE) as process:
+    # env gives back what the tests' own parent may ignore, as a shell does for what it runs with &.
+    command = ["/usr/bin/env", "--default-signal=INT,TERM", str(artifact)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         eventually(imds.connection_count)
         process.send_signal(number)
         assert process.wait(5) == -number

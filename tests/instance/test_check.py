@@ -94,7 +94,8 @@ def test_where_all_is_well_there_is_a_line_for_each_thing_and_the_status_is_0(
     assert all(line.startswith("✓ ") for line in lines), done.stdout
     found = {line[2:].partition(": ")[0]: line.partition(": ")[2] for line in lines}
     assert [name.partition(" ")[0] for name in found] == IDS[:-1]
-    version = r"tattle \d\S+, build [0-9a-f]{12}, Python 3\.\S+, botocore 1\.42\.\d+"
+    version = r"tattle \d\S+ of [0-9-]+, build [0-9a-f]{12}, Python 3\.\S+, botocore 1\.42\.\d+"
+    version += r"; \d+ days old"
     assert re.fullmatch(version, found["versions"])
     assert TATTLE in found["pam sshd"]
     assert PAM in found["pam sshd"]
