@@ -81,7 +81,7 @@ BAD_LINES = [
     ("[service b]\nevent-bus = a b\n", 2, "service b.*event-bus"),
     ("[service b]\nsource = aws.ec2\n", 2, "service b.*aws"),
     ("[tattle]\nfields =\n  username\n  usernme\n", 2, "unknown field 'usernme'"),
-    ("[service b]\nregion = us-east-1\n", 2, "are: source, detail-type, event-bus, fields$"),
+    ("[service b]\nregion = us-east-1\n", 2, "keys: source, detail-type, event-bus, fields$"),
     ("[tattle]\nsource = a\n  fields = tty\n", 2, "source: goes on in the next line"),
     ("[tattle]\n  use-fips: perhaps\n\n", 2, "true or false"),
     ("[tattle]\nUSE-FIPS = perhaps\n\n", 2, "true or false"),
