@@ -265,7 +265,7 @@ class TestOtherTools:
         done = subprocess.run(
             [SYSTEM_PYTHON, artifact, "--version"], capture_output=True, text=True
         )
-        assert re.fullmatch(r"tattle \d+\.\d+\S*, build .*\n", done.stdout), done
+        assert re.fullmatch(r"tattle \d+\.\d+\S* of [0-9-]+, build .*\n", done.stdout), done
 
     def test_shiv_info_reads_it(self, artifact: Path, archive: zipfile.ZipFile) -> None:
         shiv_info = "from shiv.info import main; main()"
