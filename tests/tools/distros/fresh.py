@@ -62,7 +62,8 @@ def test(suite: str, cache: Path, only: list[str]) -> tuple[str, int, float]:
 
 def copied(root: Path, folder: Path) -> Path:
     """A copy of that root with the checkout."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # of a run that was killed
+        shutil.rmtree(folder)
     subprocess.run(["cp", "-a", str(root), str(folder)], check=True)
     checkout = folder / CHECKOUT[1:]
     copy_checkout(checkout)
