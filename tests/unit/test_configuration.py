@@ -69,6 +69,7 @@ BAD_LINES = [
     ("[tattle]\n\nnonsense\n", 3, ""),
     ("[tattle]\nsource = a\nsource = b\n", 3, "is set twice"),
     ("[tattle]\n[service a]\n[tattle]\n", 3, "is set twice"),
+    ("[service b]\nsource = a\n[service  b]\n", 3, "service b. is set twice"),
     ("[tattle\n", 1, ""),
     ("\n[nonsense]\n\n\n", 2, EXPECTED),
     ("\n[nonsense] ; why\n\n\n", 2, EXPECTED),
@@ -152,6 +153,13 @@ def test_a_bad_value_is_told_with_file_line_and_key(key: str, value: str, reason
     assert "+7 /etc/tattle.conf" in e.value.advice
 
 
+def test_a_service_has_nothing_of_another() -> None:
+    told = parse("[service a]\nsource = a\n[service b]\nfields = tty\n")
+    assert (told.of("a").source, told.of("a").fields) == ("a", Config().fields)
+    assert (told.of("b").source, told.of("b").fields) == (Config().source, ("tty",))
+    assert told.of("b").services == {}
+
+
 @pytest.mark.parametrize(("text", "line", "reason"), BAD_LINES)
 def test_a_line_that_is_not_understood_is_told(text: str, line: int, reason: str) -> None:
     with pytest.raises(TattleError, match=f"a.conf, line {line}: .*{reason}") as refusal:
@@ -172,6 +180,13 @@ def test_a_file_that_is_not_utf_8_is_told(content: bytes, line: int, tmp_path: P
     with pytest.raises(TattleError, match=f"{file}, line {line}: not UTF-8") as refusal:
         load(str(file))
     assert refusal.value.status == os.EX_CONFIG
+
+
+def test_a_file_that_can_not_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TattleError) as caught:
+        load(str(tmp_path))
+    assert (str(caught.value), caught.value.status) == (f"{tmp_path}: Is a directory", os.EX_CONFIG)
+    assert caught.value.advice == f"ls -l {tmp_path}"
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o602, 0o1666])
