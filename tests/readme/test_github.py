@@ -89,7 +89,7 @@ def test_the_pythons_builds_are_compared(tmp_path: Path, other: str, status: int
     (tmp_path / "dist").mkdir()
     (tmp_path / "dist/tattle.sha256").write_text("same  tattle\n")  # the release's own
     assert bash(script("dist/tattle.sha256 | wc"), tmp_path).returncode == status
-    assert WORKFLOWS["build"]["jobs"]["release"]["needs"] == "compare"
+    assert WORKFLOWS["build"]["jobs"]["release"]["needs"] == ["compare", "audit"]
     assert WORKFLOWS["build"]["jobs"]["compare"]["needs"] == "test"
 
 

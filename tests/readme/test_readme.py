@@ -72,6 +72,7 @@ TABLES = {
     "key": "TestConfiguration",
     "folder": "TestTables",
     "medians": "TestTables; the figures are not measured anew",
+    "you see": "not compared: it leads to the sections",
     "what happened": "./build.sh distros has these as scenarios: tools/distros/witnesses.py",
     "EventBridge": "not compared: four shutdowns, as they were seen",
     "": "not compared: a price, and what was measured",
