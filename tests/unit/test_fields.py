@@ -46,6 +46,26 @@ def refuse_constant(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON")
 
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+
+
+@pytest.mark.parametrize(
+    ("lines", "method", "has_key"),
+    [
+        (f"publickey {KEY}", "publickey", True),
+        (f"hostbased {KEY}", "hostbased", True),
+        (f"password\npublickey {KEY}", "password,publickey", True),
+        ("keyboard-interactive/pam", "keyboard-interactive/pam", False),
+        (f"gssapi-with-mic {KEY}", "gssapi-with-mic", False),
+    ],
+)
+def test_the_key_is_that_of_a_method_that_has_one(lines: str, method: str, has_key: bool) -> None:
+    ours = session("open_session", {"TATTLE_UNVERIFIED_SSH_AUTH_INFO_0": lines})
+    told = said(ours, ("auth_method", "key_fingerprint"))
+    assert told["auth_method"] == method
+    assert bool(told["key_fingerprint"]) == has_key
+
+
 class TestDetail:
     def test_the_default_is_three_fields_to_the_byte(self) -> None:
         ours = session(PAM_RHOST="1.2.3.4", PAM_TTY="ssh", PAM_SERVICE="sshd")
