@@ -14,7 +14,7 @@ from collections.abc import Iterable
 # A record that gets its name; a record or WAKE that is made, or is moved here from elsewhere
 CHANGES = fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_MULTISHOT
 POLL_SECONDS = 0.25  # between two looks, where the kernel has no such signal
-# That a hook needs to end after its record is there, and the login waits for it: where the deliverer
+# What a hook needs to end after its record is there, while the login waits: where the deliverer
 # begins at once, both want the same CPUs, and the hook takes 1.4 times as long as the bare
 # interpreter instead of 1.2 (`./build.sh bench`, 2 CPUs).
 HOOK_SECONDS = 0.002
