@@ -163,7 +163,7 @@ class TestPythons:
     ) -> None:
         sent(tattle(python=pythons[version], env=LOGIN))
         (call,) = eventbridge.calls()
-        assert f"lang/python#{version}." in call.headers["user-agent"]
+        assert f" Python/{version}." in call.headers["user-agent"]
         eventbridge.set(fault="access-denied")
         done = tattle(python=pythons[version], env=LOGIN)
         assert done.returncode == 77

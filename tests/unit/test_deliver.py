@@ -127,6 +127,21 @@ def test_events_get_through_while_nine_calls_in_ten_are_throttled(
     assert in_process.left() == []
 
 
+def test_steady_logins_become_batches_and_the_first_ones_do_not_wait_for_others(
+    in_process: InProcess, eventbridge: EventBridge
+) -> None:
+    """Twenty a second for five seconds: four calls at once, then five a second."""
+    clock = in_process.clock
+    in_process.put(0)
+    clock.at = [(number / 20, lambda n=number: in_process.put(n)) for number in range(1, 100)]  # type: ignore[misc]
+    in_process.deliverer.sleep = lambda seconds: clock.sleep(min(seconds, 0.02))
+    assert in_process.deliverer.run(linger=1)
+    assert users(eventbridge) == [f"u{number:04d}" for number in range(100)]
+    counts = [call.entry_count for call in eventbridge.calls()]
+    assert counts[:3] == [1, 1, 1]
+    assert len(counts) <= 35
+
+
 def test_a_lost_answer_holds_up_no_others_and_is_not_resent_for_what_they_get(
     in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def aws_session() -> tuple[AwsSession, Imds]:
             )
         if os.geteuid() == 0:
             require_trusted_aws_files(session)
-        session.user_agent_extra = f"tattle/{__version__}"
+        session.user_agent_name, session.user_agent_version = "tattle", __version__
         session.set_config_variable("ec2_metadata_v1_disabled", True)
         imds = Imds(session)
         host = urllib.parse.urlsplit(imds.url).netloc

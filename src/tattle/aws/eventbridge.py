@@ -91,6 +91,8 @@ class Publisher:
                     proxies=proxies(self.config),
                     use_fips_endpoint=self.config.use_fips,
                     use_dualstack_endpoint=self.config.use_dualstack,
+                    # Else botocore makes it up anew, twice for each call: a tenth of its CPU time.
+                    user_agent=self.aws.user_agent(),
                 ),
             )
 

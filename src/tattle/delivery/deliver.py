@@ -36,7 +36,10 @@ from tattle.login.spool import EMERGENCY_PATH, PATH, accepted_at
 from tattle.unpack import from_archive, repair, unpack
 
 LINGER_SECONDS = 5.0  # to stay for the next event, so that a busy host loads botocore once
-BATCH_WINDOW_SECONDS = 0.04  # between two calls that are not full, so that a burst becomes batches
+# Between two calls that are not full, on average: steady logins become batches, a single one does
+# not wait for others.
+CALL_INTERVAL_SECONDS = 0.2
+CALLS_AHEAD = 3  # that may be made sooner
 MAX_LIFE_SECONDS = 15 * 60.0  # after which a busy deliverer leaves it to a new one
 SHUTDOWN = b"systemd-shutdow"  # the kernel keeps 15 bytes of a name: proc_pid_comm(5)
 ALREADY_UNPACKED = "again"  # an argument. Prevents an exec loop
@@ -167,17 +170,18 @@ class Deliverer:
         """Deliver with retries, then stay for linger seconds. Tell whether nothing is left."""
         now = time.monotonic()
         due, life_ends, leaves_at = Due(now), now + MAX_LIFE_SECONDS, now + linger
-        next_call = next_look = now
+        paced_until = next_look = now
         while self.queue.keep_locks():
             self.heartbeat.note_progress()
             if self.queue.take_wake_request():
                 due.try_all()
             waiting, now = self.queue.names(), time.monotonic()
             names = due.names(waiting, now)
-            if 0 < len(names) < BATCH_SIZE and now < next_call:
-                time.sleep(next_call - now)  # so that a burst becomes batches
+            too_soon = paced_until - CALLS_AHEAD * CALL_INTERVAL_SECONDS - now
+            if 0 < len(names) < BATCH_SIZE and too_soon > 0:
+                time.sleep(too_soon)
             elif names:
-                next_call = now + BATCH_WINDOW_SECONDS
+                paced_until = max(paced_until, now) + CALL_INTERVAL_SECONDS
                 if self.attempt(due, names, waiting):
                     return False
                 leaves_at = time.monotonic() + linger
