@@ -48,6 +48,7 @@ SWEEP = f"""
         n=$((n + 100))
     done
 """
+HOOKS_COMMAND = "python3 -BISXutf8 -c import sys"
 LIMITS = range(1000, 20_001, 1000)  # kB
 SECONDS = 20  # for one su: far more than it takes where nothing spins
 
@@ -138,23 +139,46 @@ def test_a_hook_that_its_callers_cgroup_kills_lets_nobody_in_by_readmes_line(
             assert len(box.spool()) - before == (2 if can_run else 0), done
 
 
-@pytest.mark.parametrize(("option", "can"), [("", True), ("seteuid", False)])
-@pytest.mark.parametrize("signal", ["STOP", "KILL"])
-def test_the_caller_can_stop_a_hook_only_where_it_has_the_callers_real_uid(
-    artifact: Path, tmp_path: Path, signal: str, option: str, can: bool
-) -> None:
-    need_root(*Instance.TOOLS)
+@pytest.fixture(scope="module")
+def slow(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build that begins once there is /tmp/go."""
 
-    def slow(name: str, content: bytes) -> bytes:
+    def wait(name: str, content: bytes) -> bytes:
         wait = b"import os, time\nwhile not os.path.exists('/tmp/go'): time.sleep(0.01)\n"
         return wait * (name == "__main__.py") + content
 
-    repacked(artifact, tmp_path / "slow", slow)
-    with Instance(tmp_path / "slow") as box, box.locked():
+    path = tmp_path_factory.mktemp("slow") / "tattle"
+    repacked(artifact, path, wait)
+    return path
+
+
+def test_what_a_su_opened_that_is_killed_before_its_hook_has_ended_is_closed(slow: Path) -> None:
+    """As the kernel does it for memory. The hook is another process's child then."""
+    need_root(*Instance.TOOLS)
+    with Instance(slow) as box:
+        box.write("/etc/pam.d/su", STACK + HOOK)
+        with box.popen(["su", "ubuntu", "-c", "true"], user="alice"):
+            eventually(lambda: box.processes(HOOKS_COMMAND))
+            (hook,) = box.processes(HOOKS_COMMAND)
+            box.run(["kill", "-KILL", str(hook.parent)], check=True)
+            eventually(lambda: [one.parent for one in box.processes(HOOKS_COMMAND)] == [1])
+            box.write("/tmp/go", "")
+        box.eventbridge.wait_for(2)
+        sessions = [detail["session"] for detail in box.eventbridge.details()]
+        assert sessions == ["opened", "closed"]
+
+
+@pytest.mark.parametrize(("option", "can"), [("", True), ("seteuid", False)])
+@pytest.mark.parametrize("signal", ["STOP", "KILL"])
+def test_the_caller_can_stop_a_hook_only_where_it_has_the_callers_real_uid(
+    slow: Path, signal: str, option: str, can: bool
+) -> None:
+    need_root(*Instance.TOOLS)
+    with Instance(slow) as box, box.locked():
         box.write("/etc/pam.d/su", STACK + HOOK.replace("exec.so", f"exec.so {option}"))
         with box.popen(["su", "ubuntu", "-c", "true"], user="alice") as su:
-            eventually(lambda: box.processes("python3 -BISXutf8 -c import sys"))
-            (hook,) = box.processes("python3 -BISXutf8 -c import sys")
+            eventually(lambda: box.processes(HOOKS_COMMAND))
+            (hook,) = box.processes(HOOKS_COMMAND)
             done = box.run(["kill", f"-{signal}", str(hook.pid)], user="alice")
             assert (done.returncode == 0) == can, done
             box.run(["kill", "-CONT", str(hook.pid)])

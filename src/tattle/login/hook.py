@@ -83,7 +83,7 @@ def run(arguments: "list[str]") -> int:
         posix.setresuid(0, 0, 0)
     environ = read("/proc/self/environ")
     block = trusted_block(environ)
-    record = block + context(environ[: -len(block)])
+    record = block + context(environ[: -len(block)], application(block))
     seconds = seconds_to_wait(arguments) if arguments else 0.0
     spool, name = store(record)
     try:
@@ -95,14 +95,25 @@ def run(arguments: "list[str]") -> int:
     return wait_for_delivery(spool, name, seconds) if seconds else 0
 
 
-def context(untrusted: bytes) -> bytes:
-    """Return, as NUL-terminated variables, what can't be found out later.
+def application(block: bytes) -> int:
+    """Return the id of the process that this session is: our parent, sshd's process for it, say.
 
-    The parent is sshd's process for this session, at its opening as at its closing; with its start
-    time (clock ticks since boot, proc(5)) and the boot id it names the session. What sshd said of
-    the connection comes from where a user's own variables come from.
+    If the kernel has killed that for its memory, process 1 is our parent by now, and would never
+    end. Then it is this process, which will: so the ledger closes what was opened.
     """
     parent = posix.getppid()
+    if parent == 1 and not block.startswith(b"PAM_SERVICE=" + read("/proc/1/comm").strip()):
+        return posix.getpid()
+    return parent
+
+
+def context(untrusted: bytes, parent: int) -> bytes:
+    """Return, as NUL-terminated variables, what can't be found out later.
+
+    The parent is the same process at the session's opening as at its closing; with its start time
+    (clock ticks since boot, proc(5)) and the boot id it names the session. What sshd said of the
+    connection comes from where a user's own variables come from.
+    """
     facts = [
         b"TATTLE_UNVERIFIED_" + variable
         for variable in untrusted.split(b"\0")
