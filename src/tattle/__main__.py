@@ -44,9 +44,9 @@ def main(archive):  # type: ignore[no-untyped-def]
             if under_pam:
                 from tattle.login.hook import main as run
             elif sys.argv[1:2] == ["deliver"]:
-                from tattle.delivery.detach import start_detaching
+                from tattle.delivery.leave_cgroup import start_leaving
 
-                start_detaching()
+                start_leaving()
                 from tattle.delivery.deliver import main as run
             else:
                 from tattle.shell.cli import main as run

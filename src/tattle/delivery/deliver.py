@@ -21,8 +21,9 @@ from typing import NoReturn
 
 from tattle.delivery import last_error
 from tattle.delivery.batches import BATCH_SIZE, Sender
-from tattle.delivery.detach import detach, end_within
+from tattle.delivery.detach import detach
 from tattle.delivery.due import Due, Outcome
+from tattle.delivery.leave_cgroup import end_within
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
@@ -201,7 +202,7 @@ class Deliverer:
         """Send what is due of what waits; tell whether all of it is left to the next login."""
         tried = time.time()
         outcome = self.sender.send(names)
-        gc.enable()  # start_detaching() has disabled it
+        gc.enable()  # start_leaving() has disabled it
         now = time.monotonic()
         due.note(outcome, waiting, now)
         if self.reporter.is_news(outcome.error) and repair():

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import re
 import resource
 import signal
 import sys
-import threading
 
 import tattle
+from tattle.delivery.leave_cgroup import wait_until_left
 from tattle.errors import TattleError
 from tattle.login.hook import SIGNALS
-from tattle.login.process import leave_cgroups, lift_limits, reset_timer_slack, write
+from tattle.login.process import lift_limits, write
 
-# For all that comes before a lock: nobody watches a process that has none. Long enough to unpack
-# where the CPU's credits are spent.
-LOCK_SECONDS = 300.0
 NICE = 10  # what else the machine does comes first
-# Python can't undo the idle class that a caller of su may have set.
-IONICE = ("/usr/bin/ionice", "--class=best-effort", "--classdata=7")
 CPUS = 8192  # all of them: the most that Linux has, CONFIG_NR_CPUS
 # What delivering takes, rounded up. With less, it would hold everybody's events and fail.
 NEEDED = {
@@ -39,37 +33,12 @@ CLOSE_RANGE_UNSHARE = 2
 FIRST_INHERITED, LAST_INHERITED = 3, 2**32 - 1  # descriptors
 
 
-def start_detaching() -> None:
-    """Start what takes time without taking CPU, and let the caller import in the meantime.
-
-    The imports leave no garbage, and to look for it takes 8 ms: whoever has imported enables that.
-    """
-    end_within(LOCK_SECONDS)
-    gc.disable()
-    reset_timer_slack()  # Python's threads wait for one another by timers
-    try:
-        MOVE.start()
-    except RuntimeError:  # the user's cgroup may hold no more threads
-        move()
-
-
-def move() -> None:
-    """Leave the login's cgroup and its I/O class."""
-    leave_cgroups()
-    with contextlib.suppress(OSError):
-        os.waitpid(os.posix_spawn(IONICE[0], [*IONICE, f"--pid={os.getpid()}"], {}), 0)
-
-
-MOVE = threading.Thread(target=move)
-
-
 def detach() -> None:
     """Leave the login's cgroup, session, files, directory, limits, signals and scheduling.
 
     What a container forbids is left as it is. Raises TattleError if that leaves too little.
     """
-    if MOVE.is_alive():
-        MOVE.join()
+    wait_until_left()
     write("/proc/self/oom_score_adj", b"0")
     with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()
@@ -89,16 +58,6 @@ def detach() -> None:
         os.sched_setaffinity(0, range(CPUS))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-
-
-def end_within(seconds: float) -> None:
-    """Have the kernel end this process after that many seconds; 0: no longer.
-
-    By SIGALRM's default action, which needs no Python code, and works in a frozen cgroup.
-    """
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # first: the one before may be about to end
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 
 
 def require_limits() -> None:
