@@ -529,9 +529,12 @@ class Instance:
         found = []
         for folder in (self._root / "proc").iterdir():
             if folder.name.isdecimal() and folder.name not in ("1", str(self._sshd_pid)):
+                command, state, parent = "", "", ""
                 try:
-                    command = (folder / "cmdline").read_text(errors="surrogateescape")
-                    state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                    while not command and state not in ("Z", "X"):  # it has none while it execs
+                        command = (folder / "cmdline").read_text(errors="surrogateescape")
+                        status = (folder / "stat").read_text()
+                        state, parent = status.rpartition(")")[2].split()[:2]
                 except OSError:
                     continue  # it has just ended
                 arguments = command.rstrip("\0").split("\0")
