@@ -11,7 +11,6 @@ import functools
 import gc
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,12 +21,13 @@ from typing import NoReturn
 from tattle.delivery import last_error
 from tattle.delivery.batches import BATCH_SIZE, Sender
 from tattle.delivery.detach import detach
-from tattle.delivery.due import Due, Outcome
+from tattle.delivery.due import Due
 from tattle.delivery.leave_cgroup import end_within
+from tattle.delivery.ledger import LOOK_SECONDS
 from tattle.delivery.lock import DelivererLock
-from tattle.delivery.look import LOOK_SECONDS, look
 from tattle.delivery.queue import Queue
-from tattle.delivery.records import LATE_SECONDS, WAKE, Records
+from tattle.delivery.records import WAKE, Records
+from tattle.delivery.reporter import Reporter
 from tattle.delivery.wake import Alarm
 from tattle.delivery.watchdog import Heartbeat, become_deliverer, become_standby
 from tattle.errors import TattleError, defect, log
@@ -144,8 +144,15 @@ def deliver_until_empty(lock: DelivererLock) -> bool:
     with Heartbeat(locks) as heartbeat:
         sender = Sender(queue, heartbeat)
         sleep = functools.partial(heartbeat.sleep, alarm)
-        deliverer = Deliverer(queue, sender, heartbeat, sleep, lambda: look(queue.ledgers()))
+        deliverer = Deliverer(queue, sender, heartbeat, sleep, lambda: look_at_sessions(queue))
         return deliverer.run(LINGER_SECONDS)
+
+
+def look_at_sessions(queue: Queue) -> None:
+    """Accept what no hook reported: look()."""
+    from tattle.delivery.look import look  # the first event need not wait for it
+
+    look(queue.ledgers())
 
 
 class Deliverer:
@@ -210,51 +217,3 @@ class Deliverer:
         gives_up = outcome.error is not None and due.gives_up(waiting, now)
         self.reporter.note_attempt(outcome, gives_up, tried, accepted_at(names[0]))
         return gives_up
-
-
-class Reporter:
-    """Says what keeps events back, and that nothing does any longer: beside them and in the log."""
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-        self._error: TattleError | None = None
-        self._late = False
-        self._delivered = 0
-
-    def note_attempt(self, outcome: Outcome, gave_up: bool, tried: float, oldest: float) -> None:
-        """Note an attempt to send, and log its error, the same one once.
-
-        tried: when it began; oldest: when its oldest record was accepted; seconds since the epoch.
-        """
-        self._late = self._late or tried - oldest > LATE_SECONDS
-        self._delivered += outcome.delivered
-        error = outcome.error
-        if error is None:
-            return
-        if self._error is None:
-            self._delivered = 0  # what had not waited
-        if self.is_news(error):
-            log(f"events wait in the spool: {error}")
-        self._error = error
-        waiting = len(self.queue.names())
-        for spool in self.queue.spools:
-            last_error.write(spool, error, waiting, gave_up, tried)
-
-    def is_news(self, error: TattleError | None) -> bool:
-        """Tell whether an error is another one than the last; numbers change with every try."""
-        if error is None or self._error is None:
-            return error is not None
-        return without_digits(error) != without_digits(self._error)
-
-    def nothing_waits(self) -> None:
-        """Forget the error, and log that events are delivered again."""
-        if self._error or self._late:
-            log(f"delivering again: {self._delivered} events that had waited are sent")
-        self._error, self._late, self._delivered = None, False, 0
-        for spool in self.queue.spools:
-            last_error.remove(spool)
-
-
-def without_digits(error: TattleError) -> str:
-    """Return an error's message without what changes with every try, such as a time."""
-    return re.sub("[0-9]+", "", str(error))

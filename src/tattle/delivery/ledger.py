@@ -25,6 +25,7 @@ SINCE = ".since"  # in `open/`; in it: nanoseconds since the epoch at which this
 # Their sessions are opened by the process that becomes the service, and closed by its child
 # `(sd-pam)`: systemd, src/core/exec-invoke.c, setup_pam(). The two events have no name in common.
 CLOSED_BY_ANOTHER_PROCESS = ("systemd-user", "systemd-run0")
+LOOK_SECONDS = 60.0  # at least, between two looks at the sessions: look.py
 SETTLE_SECONDS = 0.2  # by which a hook may outlive its session's process
 COPIED_TO_CLOSED = ("TATTLE_PARENT", "TATTLE_PARENT_START", "TATTLE_HOST", "TATTLE_INSTANCE")
 

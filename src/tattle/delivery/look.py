@@ -15,14 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tattle.delivery import ledger, witness
-from tattle.delivery.ledger import CLOSED_BY_ANOTHER_PROCESS, Machine
+from tattle.delivery.ledger import CLOSED_BY_ANOTHER_PROCESS, LOOK_SECONDS, Machine
 from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
 from tattle.login import process
 from tattle.login.spool import PATH, REJECTED, Spool
 
-LOOK_SECONDS = 60.0  # at least, between two looks
 LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
 
 
