@@ -95,7 +95,7 @@ def is_the_default_event(
     return True
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
     """Wait until the condition holds; AssertionError if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

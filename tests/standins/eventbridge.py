@@ -211,7 +211,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
         with self._changed:
             return self._most_in_progress
 
-    def wait_for(self, count: int, timeout: float = 10.0) -> list[Entry]:
+    def wait_for(self, count: int, timeout: float = 20.0) -> list[Entry]:
         """The entries, once that many were accepted; AssertionError if they aren't in time."""
         with self._changed:
             arrived = self._changed.wait_for(lambda: len(self._entries) >= count, timeout)
@@ -222,7 +222,7 @@ class EventBridge(StandIn[EventBridgeSettings]):
             )
             return list(self._entries)
 
-    def wait_for_calls(self, count: int, timeout: float = 10.0) -> list[Call]:
+    def wait_for_calls(self, count: int, timeout: float = 20.0) -> list[Call]:
         """The calls, once there were that many; AssertionError if there aren't in time."""
         with self._changed:
             arrived = self._changed.wait_for(lambda: len(self._calls) >= count, timeout)
