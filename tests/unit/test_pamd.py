@@ -20,7 +20,7 @@ import pytest
 
 from support import need
 from tattle.event.pamd import Line, Stack, services
-from tattle.shell import check_pam
+from tattle.shell import check_pam, pam_lines
 from tattle.shell.pam_simulation import FAILURE, IGNORE, SUCCESS, dispatch, simulate_login
 
 CASES = Path(__file__).with_name("pam.d")
@@ -43,6 +43,7 @@ SKIPPING = {  # the line that can keep the hook from running although the sessio
     "jumped-over": "sshd:1",
     "no-session-of-its-own": None,
     "requisite-that-fails": None,
+    "sufficient-behind-a-substack": "sshd:2",
     "sufficient-in-a-substack": None,
     "sufficient-in-an-include": "inner:1",
 }
@@ -64,6 +65,9 @@ SPELLINGS = [
     ("session optional pam_exec.so [{tattle}]\n", "", "sshd:1"),
     ("session optional \\\n  pam_exec.so \\\n  quiet {tattle} # ours\n", "", "sshd:1"),
     ("session optional\\\npam_exec.so\\\n{tattle}\n", "", "sshd:1"),
+    ("session optional \\ \t\n  pam_exec.so {tattle}\n", "", "sshd:1"),
+    ("session optional pam_exec.so # caf\xe9 \\\n  {tattle}\n", "", None),
+    (f"# caf\xe9\n{LINE}\n", "", "sshd:2"),
     ("session optional {security}/pam_exec.so {tattle}\n", "", "sshd:1"),
     ("session include {ours}\n", "SESSION Optional pam_exec.so {tattle}\n", "ours:1"),
     ("session substack {ours}\n", f"auth required pam_deny.so\n{LINE}\n", "ours:2"),
@@ -241,7 +245,7 @@ def test_the_hook_is_found_however_its_line_is_written(
         "security": security.parent,
         "ours": pam_d / "ours",
     }
-    (pam_d / "sshd").write_text(sshd.format(**places))
+    (pam_d / "sshd").write_text(sshd.format(**places), encoding="latin-1")
     (pam_d / "ours").write_text(ours.format(**places))
     hooks = Stack(str(pam_d / "sshd")).hooks()
     assert [(place(line), path) for line, path in hooks] == (
@@ -286,6 +290,67 @@ def test_what_check_says_of_the_single_line_there_and_its_commands(
     assert [*check_pam.logins("sshd", repaired)] == []
     for large_key in (False, True):
         assert simulate_login(repaired, large_key=large_key).reported_once()
+
+
+PERMIT = "session required pam_permit.so\n"
+HOOK = "session optional pam_exec.so /opt/tattle\n"
+OPENING = "session [success=1 default=ignore] pam_exec.so type=open_session /opt/tattle\n"
+UNSETS = "session optional pam_env.so conffile=/unsets"
+
+
+@pytest.mark.parametrize(
+    ("lines", "fails", "large_key", "expected"),
+    [
+        (PERMIT + OPENING + HOOK, False, False, (True, [2], [])),  # at the close it jumps, too
+        (PERMIT + OPENING + HOOK, True, False, (True, [2, 3], [3])),
+        (f"{UNSETS}\n{HOOK}", False, True, (True, [2], [2])),
+        (f"{UNSETS} conffile=/nothing\n{HOOK}", False, True, (True, [], [])),  # the last one counts
+        ("session required pam_exec.so /bin/true\n", False, True, (False, [], [])),
+    ],
+)
+def test_what_comes_of_a_login_comes_of_what_each_line_does(
+    lines: str,
+    fails: bool,
+    large_key: bool,
+    expected: tuple[bool, list[int], list[int]],
+    tmp_path: Path,
+) -> None:
+    write_service(tmp_path, "etc/pam.d/sshd", lines)
+    (tmp_path / "unsets").write_bytes(b"# caf\xe9\nSSH_AUTH_INFO_0 DEFAULT= OVERRIDE=\n")
+    (tmp_path / "nothing").touch()
+    found = simulate_login(Stack("sshd", str(tmp_path)), lambda hook: fails, large_key)
+    opened, closed = ([line.number for line in end] for end in (found.opened, found.closed))
+    assert (found.opens, opened, closed) == expected
+
+
+def write_service(root: Path, path: str, lines: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(lines)
+
+
+def test_a_service_is_read_from_etc_or_else_from_where_the_vendor_puts_it(tmp_path: Path) -> None:
+    """What an editor or a package manager leaves there is none."""
+    write_service(tmp_path, "etc/pam.d/sshd", PERMIT)
+    for path in ("usr/lib/pam.d/sshd", "usr/lib/pam.d/su-l", "etc/pam.d/su~", "etc/pam.d/su.old"):
+        write_service(tmp_path, path, HOOK)
+    assert services(str(tmp_path)) == ["su-l"]
+    ((hook, _),) = Stack("su-l", str(tmp_path)).hooks()
+    assert hook.file == "/usr/lib/pam.d/su-l"
+
+
+def test_a_line_is_added_to_a_copy_of_the_vendors_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pam_lines, "DIRECTORIES", (f"{tmp_path}/etc", f"{tmp_path}/vendors"))
+    monkeypatch.setattr("sys.argv", ["/opt/tattle"])
+    write_service(tmp_path, "vendors/login", PERMIT)
+    (tmp_path / "etc").mkdir()
+    for count in (1, 2):
+        command = pam_lines.add_line("login").replace("sudo ", "")
+        subprocess.run(["/bin/sh", "-euc", command], check=True, stdout=subprocess.DEVNULL)
+        added = re.sub(" +", " ", (tmp_path / "etc/login").read_text())
+        assert added == PERMIT + HOOK * count
+    assert (tmp_path / "vendors/login").read_text() == PERMIT
 
 
 class TestRhel9:
