@@ -11,6 +11,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,12 @@ from standins.imds import (
     identity_document,
     role_credentials,
 )
+from standins.server import Answer, Asked
 from tattle.aws import eventbridge as events
+from tattle.aws.credentials import aws_session
 from tattle.aws.errors import ASSUME, FIX_FILES, exit_status
 from tattle.aws.eventbridge import Publisher
-from tattle.errors import TattleError
+from tattle.errors import TattleError, Unanswered
 from tattle.event.config import Config
 from tattle.event.fields import FROM_INSTANCE
 from tattle.login.pam import Session
@@ -220,6 +223,55 @@ def test_a_fault_is_one_error_and_check_finds_it(
         (found,) = check_aws.send(Config())
     assert (found.severity, found.advice) == ("error", error.advice)
     assert undated(found.message) == undated(str(error))
+
+
+@pytest.mark.parametrize(
+    ("fault", "path", "helps"),
+    [
+        *((fault, path, True) for fault in (500, "reset") for path in (TOKEN_PATH, IDENTITY_PATH)),
+        ("hang", IDENTITY_PATH, True),
+        ("hang", TOKEN_PATH, False),  # so it is where packets may not be forwarded
+        (404, IDENTITY_PATH, False),
+    ],
+)
+def test_imds_is_asked_a_second_time_where_that_can_help(
+    fault: str | int, path: str, helps: bool, imds: Imds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imds.set(fault=fault, fault_path=path)
+    answer = imds.answer
+
+    def answer_better_next_time(asked: Asked) -> Answer:
+        try:
+            return answer(asked)
+        finally:
+            if asked.path == path:
+                imds.set(fault=None)
+
+    monkeypatch.setattr(imds, "answer", answer_better_next_time)
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "2")
+    with nullcontext() if helps else pytest.raises(TattleError):
+        aws_session()[1].identity()
+    assert [asked.path for asked in imds.requests()].count(path) == 1 + helps
+
+
+def test_a_token_is_used_until_it_has_expired_and_then_replaced(imds: Imds) -> None:
+    _, client = aws_session()
+    assert client.identity() == client.identity()
+    imds._tokens.clear()
+    with pytest.raises(TattleError, match="answers 401"):
+        client.identity()
+    assert client.identity()
+    assert [asked.path for asked in imds.requests()].count(TOKEN_PATH) == 2
+
+
+@pytest.mark.parametrize("entries", [[], [{}], [{"EventId": "1"}] * 2, [None], None])
+def test_an_answer_that_does_not_say_what_became_of_an_event_is_none(
+    entries: object, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Answer(200, json.dumps({"Entries": entries}).encode(), "application/x-amz-json-1.1")
+    monkeypatch.setattr(eventbridge, "answer", lambda _: answer)
+    with pytest.raises(Unanswered, match=f"^{MAYBE}: unexpected response"):
+        send()
 
 
 @pytest.mark.parametrize("fault", ["endless", "bomb"])

@@ -19,11 +19,12 @@ from tattle.delivery.deliver import Deliverer, is_given_up
 from tattle.delivery.due import GIVE_UP_AFTER, Due, Outcome
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.queue import Queue
-from tattle.delivery.records import ELSEWHERE, WAKE, Records
+from tattle.delivery.records import DELIVERER, ELSEWHERE, OPEN, WAKE, Records
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
 from tattle.event.config import Config
 from tattle.login.pam import Session
+from tattle.login.spool import REJECTED, TEMPORARY
 
 THROTTLED = 100  # events
 
@@ -243,12 +244,15 @@ def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_s
         (path,) = (p for p in in_process.spool.iterdir() if p.read_text().find("u0002") > 0)
         path.rename(other / path.name)
 
+    told: list[str] = []
+    monkeypatch.setattr("tattle.delivery.reporter.log", told.append)
     monkeypatch.setattr(ledger, "put_away", put_away_later)
     in_process.put(1)
     in_process.clock.at = [(0, accept_in_the_other)]
     assert in_process.deliverer.run(linger=0)
     assert users(eventbridge) == ["u0001", "u0002"]
     assert in_process.left() == []
+    assert f"can't remove what is delivered from {in_process.spool}: Read-only" in told[0]
 
 
 def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
@@ -266,6 +270,23 @@ def test_entries_refused_one_by_one_are_not_tried_without_a_pause(
     assert users(eventbridge) == ["u0000", "u0001", "u0002"]
     assert len(eventbridge.calls()) == 16
     assert pauses == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "belongs"),
+    [("README", 0, False), (f"{TEMPORARY}1", 50, True), (f"{TEMPORARY}1", 70, False)]
+    + [(name, 70, True) for name in (WAKE, DELIVERER, OPEN, REJECTED, ELSEWHERE)],
+)
+def test_what_is_no_record_nor_tattles_own_is_put_out_of_the_way(
+    name: str, age: float, belongs: bool, tmp_path: Path
+) -> None:
+    records, file = Records(str(tmp_path / "spool")), tmp_path / "spool" / name
+    file.touch()
+    os.utime(file, (0, time.time() - age))
+    assert records.names() == []
+    assert file.exists() == belongs
+    if not belongs:
+        assert os.listdir(tmp_path / "spool" / REJECTED) == [name]
 
 
 def test_a_record_that_cannot_be_read_just_now_is_kept(

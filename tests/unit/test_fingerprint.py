@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -62,10 +63,11 @@ def certified(key: Path, key_id: str, serial: str, *options: str) -> str:
     return key.with_name("key-cert.pub").read_text()
 
 
-@pytest.mark.parametrize("key_id", ["alice@example.com", "é \t$x ☎", "", 'a" b: "'])
+@pytest.mark.parametrize("key_id", ["alice@example.com", "é \t$x ☎", "", 'a" b: "', "\udce9"])
 def test_a_certificate_has_a_key_id_a_serial_and_an_authority(key_id: str, key: Path) -> None:
     told = certificate(certified(key, key_id, str(2**64 - 1), "-n", "ubuntu"))
     ca = keygen("-lf", str(key.with_name("authority.pub"))).split()[1]
+    key_id = os.fsencode(key_id).decode(errors="backslashreplace")
     assert told == {"key_id": key_id, "serial": str(2**64 - 1), "ca": ca}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tattle.delivery.lock import DelivererLock, FileLock, holder, is_of_1_0
+from tattle.delivery.lock import DelivererLock, FileLock, holder, is_of_1_0, is_of_1_1
 from tattle.delivery.records import DELIVERER, Records
 from tattle.delivery.watchdog import become_standby, end_holder
 from tattle.login.spool import EMERGENCY_PATH, PATH, STANDBY
@@ -90,7 +90,10 @@ def test_tattle_1_0_and_1_1_are_excluded_and_exclude(name: str, records: Records
     Path(records.path, DELIVERER).touch()
     with process(FLOCK, f"{records.path}/{name}"):
         assert not ours.acquire()
+        assert is_of_1_1(records) == (name == DELIVERER)
+    assert not is_of_1_1(records)
     assert ours.acquire()
+    assert not is_of_1_1(records)
     theirs = os.open(f"{records.path}/{name}", os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,6 +118,10 @@ def test_a_lock_counts_only_while_its_name_is_what_is_locked(records: Records) -
     assert not first.is_held()
     assert second.acquire()
     assert second.is_held()
+    second.release()
+    assert not second.is_held()
+    assert holder(records, STANDBY) is None
+    assert first.acquire()
 
 
 def test_nobody_is_the_deliverer_of_a_directory_that_has_been_replaced(records: Records) -> None:

@@ -52,6 +52,9 @@ def start_of(pid: int) -> str | None:
 def test_logind_s_sessions_are_read_as_loginctl_shows_them() -> None:
     expected = LogindSession("c3", "alice", "1.2.3.4", "sshd", 139, 901.63116, "")
     assert parse_session(SHOWN) == expected
+    local = SHOWN.replace("RemoteHost=1.2.3.4\n", "").replace("TTY=", "TTY=tty1")
+    assert parse_session(local) == expected._replace(remote_host="", tty="tty1")
+    assert parse_session(SHOWN.replace("TTY=\n", "")) == expected
 
 
 @pytest.mark.parametrize("line", ["Leader=139", "Name=alice", "Service=sshd", "Id=c3"])
@@ -80,18 +83,21 @@ def test_a_session_that_lives_and_that_no_hook_reported_was_silenced(
     one: LogindSession, known: bool, since: float, is_silenced: bool
 ) -> None:
     names = [f"{BOOT}.{LEADER}.{start_of(LEADER)}"] if known else []
-    found = [*unreported([one], names, start_of, CLOCKS, lambda service: since)]
+    gone = session(leader=42)  # which is no reason not to look at the next one
+    since_of = {"sshd": since}.__getitem__
+    found = [*unreported([gone, one], names, start_of, CLOCKS, since_of)]
     assert bool(found) == is_silenced
 
 
 def test_the_witness_s_opened_is_what_the_hook_would_have_said() -> None:
-    (found,) = unreported([session()], [], start_of, CLOCKS, lambda service: 0.0)
+    (found,) = unreported([session(tty="pts/0")], [], start_of, CLOCKS, lambda service: 0.0)
     record = opened_record(found, [b"TATTLE_HOST=here", b"TATTLE_INSTANCE=i-abc"])
     opened = parse(record)
     assert is_whole(record)
     assert opened.state == "opened"
     assert opened.pam["PAM_USER"] == "alice"
     assert opened.pam["PAM_RHOST"] == "1.2.3.4"
+    assert opened.pam["PAM_TTY"] == "pts/0"
     assert opened.pam["PAM_SERVICE"] == "sshd"
     assert opened.context["TATTLE_TIME"] == str(int((NOW - 300) * 1e9))
     assert opened.context["TATTLE_REPORTED_BY"] == "logind"
@@ -107,7 +113,7 @@ def test_the_witness_s_opened_is_what_the_hook_would_have_said() -> None:
     [
         ("exit 0", []),
         ("echo 'System has not been booted with systemd' >&2; exit 1", None),
-        ("sleep 60", None),
+        ("echo $$ >$0.pid; exec sleep 60", None),
         (None, None),
         ("echo c1; while :; do echo c1; done", None),
     ],
@@ -119,6 +125,8 @@ def test_loginctl_is_asked_for_a_limited_time(
     began = time.monotonic()
     assert asked(script, tmp_path, monkeypatch) == ids
     assert time.monotonic() - began < 5
+    for started in tmp_path.glob("*.pid"):
+        assert not Path("/proc", started.read_text().strip()).exists()
 
 
 def test_a_session_that_ends_while_logind_is_asked_hides_no_other(
