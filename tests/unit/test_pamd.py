@@ -67,6 +67,7 @@ SPELLINGS = [
     ("session optional\\\npam_exec.so\\\n{tattle}\n", "", "sshd:1"),
     ("session optional \\ \t\n  pam_exec.so {tattle}\n", "", "sshd:1"),
     ("session optional pam_exec.so # caf\xe9 \\\n  {tattle}\n", "", None),
+    ("session optional \\ # ours\n  pam_exec.so {tattle}\n", "", None),
     (f"# caf\xe9\n{LINE}\n", "", "sshd:2"),
     ("session optional {security}/pam_exec.so {tattle}\n", "", "sshd:1"),
     ("session include {ours}\n", "SESSION Optional pam_exec.so {tattle}\n", "ours:1"),

@@ -91,8 +91,9 @@ class Stack:
         words, first = "", 0
         for number, part in enumerate(text.split("\n"), 1):
             first = number if not words else first
-            words += part.partition("#")[0].rstrip()
-            if words.endswith("\\"):
+            content, comment, _ = part.partition("#")
+            words += content.rstrip()
+            if words.endswith("\\") and not comment:
                 words = words[:-1] + " "
                 continue
             entry, words = words.strip(), ""
