@@ -20,6 +20,7 @@ from tattle.delivery.due import GIVE_UP_AFTER, Due, Outcome
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.queue import Queue
 from tattle.delivery.records import DELIVERER, ELSEWHERE, OPEN, WAKE, Records
+from tattle.delivery.reporter import Reporter
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError
 from tattle.event.config import Config
@@ -141,6 +142,33 @@ def test_steady_logins_become_batches_and_the_first_ones_do_not_wait_for_others(
     counts = [call.entry_count for call in eventbridge.calls()]
     assert counts[:3] == [1, 1, 1]
     assert len(counts) <= 35
+
+
+def test_an_error_is_logged_once_and_how_many_had_waited_for_it(
+    in_process: InProcess, eventbridge: EventBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("tattle.delivery.reporter.log", told.append)
+    eventbridge.set(fault="throttle", fault_times=3)
+    for number in range(12):
+        in_process.put(number)
+    assert in_process.deliverer.run(linger=0)
+    assert len(told) == 2
+    assert told[0].startswith("events wait in the spool: ")
+    assert told[1] == "delivering again: 12 events that had waited are sent"
+    # Another number is no other error; and who waits for a minute has waited without any.
+    reporter = Reporter(in_process.deliverer.queue)
+    for message in ("1 s left", "2 s left", "none left"):
+        outcome = Outcome(refusal=TattleError(message, os.EX_NOPERM))
+        reporter.note_attempt(outcome, gave_up=False, tried=0.0, oldest=0.0)
+    reporter.nothing_waits()
+    for seconds in (61.0, 59.0):
+        reporter.note_attempt(Outcome(delivered=1), gave_up=False, tried=seconds, oldest=0.0)
+        reporter.nothing_waits()
+    assert [line.split(": ")[1] for line in told[2:]] == [
+        *("1 s left", "none left", "0 events that had waited are sent"),
+        "1 events that had waited are sent",
+    ]
 
 
 def test_a_lost_answer_holds_up_no_others_and_is_not_resent_for_what_they_get(
