@@ -139,7 +139,7 @@ def quick_witness(box: Instance) -> Iterator[None]:
     """A tattle for which a session is old enough to be judged after three seconds."""
     with TemporaryDirectory() as folder:
         quick = Path(folder, "tattle")
-        changed(ARTIFACT, quick, r"^MATURE_SECONDS = .*", "MATURE_SECONDS = 3.0")
+        changed(ARTIFACT, quick, r"^GRACE_SECONDS = .*", "GRACE_SECONDS = 3.0")
         box.install(quick)
     try:
         begin(box)
