@@ -1,7 +1,8 @@
 """Makes dist/tattle of the checkout and the venv it runs in: one file, always the same bytes.
 
-shiv builds the archive; this chooses its files and writes them in order. First comes our front
-door, which the `#!` line runs by its offset and length; then shiv's bootstrap and site-packages/.
+shiv builds the archive; this chooses its files and writes them in order. First comes the
+entry point, which the `#!` line runs by its offset and length; then shiv's bootstrap and
+site-packages/.
 tattle's own modules are not compressed: a login reads them while nothing is unpacked.
 
 The bytes depend on the checkout and requirements.lock and on nothing else: no clock, no umask, not
@@ -46,10 +47,10 @@ SHEBANG = (
     f"{PYTHON} -c \"import sys;f=open(sys.argv[1],'rb');f.seek(%d);exec(f.read(%d))\""
 )
 SHEBANG_LIMIT = 255  # bytes with `#!`: BINPRM_BUF_SIZE - 1 since Linux 5.1
-DOOR = "__main__.py"
+FIRST_MEMBER = "__main__.py"
 OURS = "site-packages/tattle/*.py"  # stored: what a login may read
 # The same for every build, so that an upgrade while the kernel reads the line does no harm.
-DOOR_BYTES = 3072
+FIRST_MEMBER_BYTES = 3072
 ENTRY_POINT = "tattle.shell.cli:main"
 
 RUNTIME = ("botocore", "dateutil", "jmespath", "six.py", "urllib3")
@@ -196,22 +197,22 @@ def from_shiv(staged: Path, archive: Path) -> list[Entry]:
     environment = {k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"}
     subprocess.run(command, check=True, env=environment)
     with zipfile.ZipFile(archive) as made:
-        names = sorted(name for name in made.namelist() if name != DOOR)
+        names = sorted(name for name in made.namelist() if name != FIRST_MEMBER)
         build_id = json.loads(made.read("environment.json"))["build_id"]
         rest = [Entry(n, made.read(n), not fnmatch(n, OURS)) for n in names]
-    return [front_door(build_id), *rest]
+    return [first_member(build_id), *rest]
 
 
-def front_door(build_id: str) -> Entry:
+def first_member(build_id: str) -> Entry:
     """`__main__.py` for this build, padded by a comment to a size that all builds share."""
-    source = (PACKAGE / DOOR).read_bytes()
+    source = (PACKAGE / FIRST_MEMBER).read_bytes()
     unset, filled = b'BUILD = "none"', f'BUILD = "{build_id}"'.encode()
     if source.count(unset) != 1:
-        sys.exit(f"pack: no {unset.decode()} in {DOOR}")
+        sys.exit(f"pack: no {unset.decode()} in {FIRST_MEMBER}")
     source = source.replace(unset, filled) + b"#"
-    if len(source) >= DOOR_BYTES:
-        sys.exit(f"pack: {DOOR} has {len(source)} bytes; raise DOOR_BYTES")
-    return Entry(DOOR, source.ljust(DOOR_BYTES - 1, b"-") + b"\n", False)
+    if len(source) >= FIRST_MEMBER_BYTES:
+        sys.exit(f"pack: {FIRST_MEMBER} has {len(source)} bytes; raise FIRST_MEMBER_BYTES")
+    return Entry(FIRST_MEMBER, source.ljust(FIRST_MEMBER_BYTES - 1, b"-") + b"\n", False)
 
 
 def our_own() -> dict[str, bytes]:
@@ -220,16 +221,18 @@ def our_own() -> dict[str, bytes]:
     return {
         f"tattle/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
         for path in files
-        if path.name != DOOR
+        if path.name != FIRST_MEMBER
     }
 
 
 def shebang() -> bytes:
     """The first line, which knows where the entry point begins and how long it is."""
     offset, line = 0, b""
-    while offset != len(line) + 30 + len(DOOR):  # a local file header has 30 bytes and the name
-        offset = len(line) + 30 + len(DOOR)
-        line = f"#!{SHEBANG}\n".encode() % (offset, DOOR_BYTES)
+    while offset != len(line) + 30 + len(
+        FIRST_MEMBER
+    ):  # a local file header has 30 bytes and the name
+        offset = len(line) + 30 + len(FIRST_MEMBER)
+        line = f"#!{SHEBANG}\n".encode() % (offset, FIRST_MEMBER_BYTES)
     if len(line) - 1 > SHEBANG_LIMIT:
         sys.exit(f"pack: a first line of {len(line) - 1} bytes; kernels take {SHEBANG_LIMIT}")
     return line

@@ -23,8 +23,8 @@ def main(archive):  # type: ignore[no-untyped-def]
         found = sys.executable, sys.version_info[0], sys.version_info[1]
         sys.stderr.write("tattle: needs Python 3.9 or newer, and %s is %d.%d\n" % found)
         return 78
-    # Read through its descriptor, the archive stays this build's, whatever an upgrade does.
-    places = ["/proc/self/fd/%d/site-packages" % archive.fileno()]
+    # Through its descriptor the archive stays this build's in an upgrade. By path: without /proc.
+    places = ["/proc/self/fd/%d/site-packages" % archive.fileno(), archive.name + "/site-packages"]
     try:
         if all(map(only_root_writes, ("/", "/var", "/var/cache", CACHE))):
             tag = sys.implementation.cache_tag

@@ -200,7 +200,7 @@ class TestWhatIsInside:
         bundle = archive.read("site-packages/botocore/cacert.pem").decode()
         assert all(certificate in bundle for certificate in certificates)
 
-    def test_the_front_door_comes_first_and_what_a_login_may_read_is_stored(
+    def test_the_entry_point_comes_first_and_what_a_login_may_read_is_stored(
         self, archive: zipfile.ZipFile
     ) -> None:
         assert archive.namelist()[0] == "__main__.py"
@@ -210,17 +210,17 @@ class TestWhatIsInside:
         stored = {i.filename for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED}
         assert ours <= stored
 
-    def test_the_first_line_runs_exactly_the_front_door(
+    def test_the_first_line_runs_exactly_the_entry_point(
         self, archive: zipfile.ZipFile, artifact: Path
     ) -> None:
         content = artifact.read_bytes()
         line = content.partition(b"\n")[0]
         seek, read = re.findall(rb"f\.(?:seek|read)\((\d+)\)", line)
-        door = content[int(seek) :][: int(read)]
-        assert door == archive.read("__main__.py")
+        first = content[int(seek) :][: int(read)]
+        assert first == archive.read("__main__.py")
         build_id = json.loads(archive.read("environment.json"))["build_id"]
         source = (PACKAGE / "__main__.py").read_text().replace('"none"', f'"{build_id}"')
-        assert re.sub(r"#-*\n$", "", door.decode()) == source
+        assert re.sub(r"#-*\n$", "", first.decode()) == source
 
     def test_the_first_line_is_one_that_kernels_take(self, artifact: Path) -> None:
         """And shuts out what others set up. 255 bytes with `#!`: execve(2), since Linux 5.1."""

@@ -105,6 +105,13 @@ class TestRecipes:
         assert names == dict(recipe.recipes())
         assert instance.run([TATTLE, "recipe", "pam"]).stdout == recipe.text("pam")
 
+    def test_it_needs_no_proc(self, instance: Instance) -> None:
+        """As in a chroot that an image is made in, where nothing is unpacked yet."""
+        none = "while umount --lazy /proc 2>/dev/null; do :; done"
+        script = f'rm -rf /var/cache/tattle; {none}; exec "$0" recipe pam'
+        done = instance.run(["unshare", "--mount", "/bin/sh", "-c", script, TATTLE])
+        assert (done.stdout, done.stderr) == (recipe.text("pam"), "")
+
     def test_there_is_none_of_that_name(self, instance: Instance) -> None:
         done = instance.run([TATTLE, "recipe", "nonsense"])
         assert (done.returncode, done.stdout) == (64, "")

@@ -82,7 +82,7 @@ def begin():
 begin()
 """
 
-BEFORE_THE_FRONT_DOOR = """\
+BEFORE_THE_ENTRY_POINT = """\
 import sys
 
 sys.path.append({library!r})
@@ -120,7 +120,7 @@ def main() -> int:
         settings.write_text(SETTINGS.format(work=work, root=tree))
         (tree / "dist").mkdir()
         begin = BEGIN.format(settings=str(settings))
-        before = BEFORE_THE_FRONT_DOOR.format(
+        before = BEFORE_THE_ENTRY_POINT.format(
             library=str(work / "library"), begin=begin, version=sys.version_info[:2]
         )
         instrumented = tree / "dist" / "tattle"
