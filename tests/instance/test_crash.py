@@ -491,7 +491,8 @@ class TestUnpacking:
         trace = box.read(STRACE_LOG)
         for module in ("deliver", "config", "fields", "eventbridge", "imds"):
             compiled = rf"site-packages/tattle/\w+/__pycache__/{module}\.[\w-]+\.pyc"
-            assert re.search(rf'"{CACHE}/[\w-]+/{compiled}", .* = \d', trace), module
+            # (Its result is in another line where another thread does something meanwhile.)
+            assert re.search(rf'"{CACHE}/[\w-]+/{compiled}"(?!.* = -1)', trace), module
 
     def test_two_at_once_unpack_once(self, box: Instance, quick: Path) -> None:
         self.empty_cache(box)

@@ -335,6 +335,7 @@ def test_a_login_under_limits_of_pam_limits_is_reported_from_open_to_close(
 # What a user may take from everybody
 
 PORTS = "/proc/sys/net/ipv4/ip_local_port_range"
+REUSE = "/proc/sys/net/ipv4/tcp_tw_reuse"  # to a loopback, of ports of connections that have ended
 HOLD = (
     "import contextlib, socket, sys\n"
     "held = [socket.socket() for _ in range(int(sys.argv[1]), int(sys.argv[2]) + 1)]\n"
@@ -363,16 +364,19 @@ def few_ports(instance: Instance) -> Iterator[Instance]:
     """The instance, where a connection gets one of ten ports by itself. (Inside, /proc/sys can't be
     written. The file is the network namespace's.)"""
 
-    def set_range(ports: str) -> None:
+    def write(file: str, value: str) -> None:
         inside = ["nsenter", f"--net={instance.network}", "/bin/sh", "-c"]
-        subprocess.run([*inside, f"echo {ports} >{PORTS}"], check=True)
+        subprocess.run([*inside, f"echo {value} >{file}"], check=True)
 
-    default = instance.read(PORTS).strip()
-    set_range("40000 40009")
+    instance.kill_deliverers()  # one that stays for the next event has a connection
+    default = {file: instance.read(file).strip() for file in (PORTS, REUSE)}
+    write(PORTS, "40000 40009")
+    write(REUSE, "0")
     try:
         yield instance
     finally:
-        set_range(default)
+        for file, value in default.items():
+            write(file, value)
 
 
 def test_a_user_who_holds_every_port_holds_up_no_event(few_ports: Instance) -> None:
