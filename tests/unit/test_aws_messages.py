@@ -254,7 +254,10 @@ def test_imds_is_asked_a_second_time_where_that_can_help(
     assert [asked.path for asked in imds.requests()].count(path) == 1 + helps
 
 
-def test_a_token_is_used_until_it_has_expired_and_then_replaced(imds: Imds) -> None:
+def test_a_token_is_used_until_it_has_expired_and_then_replaced(
+    imds: Imds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "10")
     _, client = aws_session()
     assert client.identity() == client.identity()
     imds._tokens.clear()
