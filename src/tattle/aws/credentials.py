@@ -15,13 +15,7 @@ from botocore.session import Session as AwsSession
 from tattle import __version__
 from tattle.aws.errors import ROLE, configuring, translate_errors
 from tattle.aws.http import patch_botocore
-from tattle.aws.imds import (
-    ATTEMPTS,
-    PARTITION,
-    TIMEOUT_SECONDS,
-    Imds,
-    valid_in_header,
-)
+from tattle.aws.imds import ATTEMPTS, PARTITION, TIMEOUT_SECONDS, Imds, valid_in_header
 from tattle.errors import TattleError
 from tattle.event.identity import IdentityDocument
 from tattle.trust import trusted

@@ -117,10 +117,8 @@ class Publisher:
         }
         if config.event_bus:
             entry["EventBusName"] = config.event_bus
-        if entry_size(entry) >= SIZE_LIMIT:
-            message = (
-                f"an event of {entry_size(entry)} bytes: EventBridge takes less than {SIZE_LIMIT}"
-            )
+        if (size := entry_size(entry)) >= SIZE_LIMIT:
+            message = f"an event of {size} bytes: EventBridge takes less than {SIZE_LIMIT}"
             raise TattleError(message, os.EX_DATAERR, f"ask for fewer `fields` in {PATH}")
         return entry
 
@@ -135,10 +133,8 @@ class Publisher:
         with translate_errors(self.imds, service_name(bus)):
             try:
                 answer = self._call("put_events", Entries=entries)
-                results = [
-                    Result(one.get("EventId", ""), refusal_of(one, bus))
-                    for one in answer["Entries"]
-                ]
+                found = answer["Entries"]
+                results = [Result(one.get("EventId", ""), refusal_of(one, bus)) for one in found]
             except CONNECTION_LOST as error:
                 if not was_sent(error):
                     raise

@@ -147,17 +147,11 @@ class Imds:
             return None
         if answer.status != 200:
             self._token = ""  # if it has expired, the next one won't have
-            message, advice = (
-                f"answers {answer.status} to {method} {_short(path)}",
-                MALFORMED,
-            )
+            message, advice = f"answers {answer.status} to {method} {_short(path)}", MALFORMED
             if answer.status == 429:
                 self._fail(f"{message}: asked too often", THROTTLED, os.EX_TEMPFAIL)
             if answer.status == 403:
-                message, advice = (
-                    f"{message} (is the instance metadata service enabled?)",
-                    ENABLE,
-                )
+                message, advice = f"{message} (is the instance metadata service enabled?)", ENABLE
             self._fail(message, advice)
         return body.decode(errors="replace")
 
@@ -190,11 +184,7 @@ class Imds:
         return answer, body
 
     def _not_found(
-        self,
-        method: str,
-        path: str,
-        advice: str = NOT_ON_EC2,
-        status: int = os.EX_UNAVAILABLE,
+        self, method: str, path: str, advice: str = NOT_ON_EC2, status: int = os.EX_UNAVAILABLE
     ) -> NoReturn:
         self._fail(f"answers 404 to {method} {_short(path)}", advice, status)
 

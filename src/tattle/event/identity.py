@@ -10,11 +10,7 @@ from typing import TypedDict, cast
 REGION = r"[a-z0-9]+(-[a-z0-9]+)+"  # a pattern: there will be other regions
 LONGEST = 64  # characters of a field
 # The fields that must be there, and how they look
-NEEDED = {
-    "accountId": r"[0-9]{12}",
-    "instanceId": r"i-[0-9a-f]{8,17}",
-    "region": REGION,
-}
+NEEDED = {"accountId": r"[0-9]{12}", "instanceId": r"i-[0-9a-f]{8,17}", "region": REGION}
 
 
 class IdentityDocument(TypedDict, total=False):

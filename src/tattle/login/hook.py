@@ -19,12 +19,7 @@ from tattle.login.process import (
     reset_timer_slack,
     start_time,
 )
-from tattle.login.spool import (
-    EMERGENCY_PATH,
-    PATH,
-    REJECTED,
-    Spool,
-)
+from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
 UNVERIFIED_LIMIT = 16_384  # bytes of one of those where records wait in memory

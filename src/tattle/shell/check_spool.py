@@ -11,14 +11,7 @@ from collections.abc import Iterator
 from tattle.delivery import last_error, lock, watchdog
 from tattle.delivery.records import DELIVERER, ELSEWHERE, LATE_SECONDS, OWN_FILES, Records
 from tattle.errors import TattleError
-from tattle.login.spool import (
-    EMERGENCY_PATH,
-    PATH,
-    REJECTED,
-    Spool,
-    accepted_at,
-    is_record,
-)
+from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool, accepted_at, is_record
 from tattle.shell.finding import ERROR, OK, SKIPPED, WARNING, Finding, failed
 
 NOTHING_BACK = "nothing keeps events back"
