@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.root
 
 BURST = 300
 MOST_CALLS = 60
-GATHER = 0.04  # seconds between two calls that are not full
 LINGER = 5.0  # seconds that a deliverer stays
 RACES = 40
 INSTANCES = 2  # at the same time
@@ -43,14 +41,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
     assert {result.returncode for result in results} == {0}
     eventually(lambda: not instance.spool())
     assert instance.arrived() == dict.fromkeys(users, 1)
-    calls = instance.eventbridge.calls()
-    assert len(calls) <= MOST_CALLS
-    gaps = [
-        other.arrived - one.arrived
-        for one, other in zip(calls, calls[1:])
-        if 10 not in (one.entry_count, other.entry_count)
-    ]
-    assert len(gaps) < 3 or statistics.median(gaps) > 0.7 * GATHER
+    assert len(instance.eventbridge.calls()) <= MOST_CALLS
     assert instance.eventbridge.most_in_progress() == 1
     assert instance.log() == []
 
