@@ -17,6 +17,7 @@ pytestmark = pytest.mark.root
 
 BURST = 300
 MOST_CALLS = 60
+CALLS_AHEAD, CALL_INTERVAL = 3, 0.2  # seconds; of calls that are not full
 LINGER = 5.0  # seconds that a deliverer stays
 RACES = 40
 INSTANCES = 2  # at the same time
@@ -41,7 +42,11 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
     assert {result.returncode for result in results} == {0}
     eventually(lambda: not instance.spool())
     assert instance.arrived() == dict.fromkeys(users, 1)
-    assert len(instance.eventbridge.calls()) <= MOST_CALLS
+    calls = instance.eventbridge.calls()
+    assert len(calls) <= MOST_CALLS
+    seconds = calls[-1].arrived - calls[0].arrived
+    most = 1 + CALLS_AHEAD + seconds / CALL_INTERVAL + 1  # the first one arrives late: TLS
+    assert sum(call.entry_count < 10 for call in calls) <= most
     assert instance.eventbridge.most_in_progress() == 1
     assert instance.log() == []
 

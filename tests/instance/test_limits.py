@@ -140,7 +140,7 @@ def arrives_or_is_logged(box: Instance, count: int) -> None:
 # Limits down to where Python itself can't start: then pam_exec logs the status
 
 
-KILOBYTES = range(1000, 28_000, 700)
+KILOBYTES = range(1000, 28_000, 500)
 AT_ONCE = 8
 AT_MOST = ["/usr/bin/timeout", "--signal=KILL", "3"]  # seconds; a hook takes a tenth of one
 SPINS = -9

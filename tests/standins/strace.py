@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+UNFINISHED, RESUMED = " <unfinished ...>", " resumed>"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,6 +40,21 @@ def calls_in(trace: str) -> list[Call]:
             counts[name] += 1
             calls.append(Call(name, counts[name], line))
     return calls
+
+
+def joined(trace: str) -> str:
+    """The calls of several processes or threads (-f), each in one line, whatever came between."""
+    begun: dict[str, str] = {}
+    lines = []
+    for line in trace.splitlines():
+        thread, _, call = line.partition(" ")
+        if call.endswith(UNFINISHED):
+            begun[thread] = call[: -len(UNFINISHED)]
+        elif RESUMED in call:
+            lines.append(begun.pop(thread, "") + call.partition(RESUMED)[2])
+        else:
+            lines.append(call)
+    return "\n".join(lines)
 
 
 def strace(options: Sequence[str], output: str = "/dev/null") -> list[str]:
