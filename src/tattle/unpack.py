@@ -7,9 +7,8 @@ path: the deliverer and the command line do it.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
+import importlib
 import json
-import marshal
 import os
 import pwd
 import shutil
@@ -17,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable
+from importlib.machinery import SourcelessFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipimport import zipimporter
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 CACHES = ("/var/cache/tattle", "/run/tattle")  # root's; the latter where /var is full
 REPAIR_SECONDS = 3600  # until a build that was damaged, and is again, is replaced once more
 REPAIRED = "repaired"  # beside site-packages, in a build that replaces a damaged one
-PYC_HEADER = 16  # bytes, PEP 552
 
 
 def from_archive() -> bool:
@@ -78,12 +77,12 @@ def _damage(archive: zipfile.ZipFile, build: Path) -> str:
         if info.filename.startswith("site-packages/") and not info.is_dir():
             file = build / info.filename
             try:
-                if zlib.crc32(file.read_bytes()) != info.CRC:
+                if file.suffix == ".py" and not file.exists():
+                    file = file.with_suffix(".pyc")
+                    SourcelessFileLoader(file.stem, str(file)).get_code(file.stem)
+                elif zlib.crc32(file.read_bytes()) != info.CRC:
                     return str(file)
-                compiled = Path(importlib.util.cache_from_source(file))
-                if file.suffix == ".py" and compiled.exists():
-                    marshal.loads(compiled.read_bytes()[PYC_HEADER:])
-            except (OSError, EOFError, ValueError, TypeError):
+            except (OSError, ImportError, EOFError, ValueError, TypeError):
                 return str(file)
     return ""
 
@@ -162,9 +161,12 @@ def _unpack(archive: zipfile.ZipFile, build: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)  # a killed process left it
     names = [name for name in archive.namelist() if name.startswith("site-packages/")]
     archive.extractall(new, names)
-    # Unchecked: Python then reads one file a module, and what it compiled stays what it was.
+    # In the place of its source: Python then looks at one file a module. Unchecked: there is none.
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    compileall.compile_dir(str(new), quiet=2, ddir=str(build), invalidation_mode=mode)
+    compileall.compile_dir(str(new), quiet=2, ddir=str(build), legacy=True, invalidation_mode=mode)
+    for source in new.rglob("*.py"):
+        if source.with_suffix(".pyc").exists():
+            source.unlink()
     _sync([*new.rglob("*"), new])
     new.rename(build)
     for other in build.parent.iterdir():

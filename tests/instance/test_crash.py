@@ -21,7 +21,7 @@ import pytest
 
 from standins import disk
 from standins.disk import Disk
-from standins.instance import SPOOL, STRACE_LOG, TATTLE, Hook, Instance
+from standins.instance import SPOOL, STRACE_LOG, SYSTEM_PYTHON, TATTLE, Hook, Instance
 from standins.strace import Call, calls_in, joined, strace
 from support import changed, eventually, need, need_root
 from tattle.login.pam import is_whole, parse
@@ -39,6 +39,13 @@ INSTANCES = 2  # at the same time
 HOOKS = 6  # at the same time
 CACHE = "/var/cache/tattle"
 TRACE = "/tmp/trace"
+# Fails unless each compiled module that is named is whole.
+LOADS = """
+import sys
+from importlib.machinery import SourcelessFileLoader
+for path in sys.argv[1:]:
+    SourcelessFileLoader("module", path).get_code("module")
+"""
 CUTS, LOGINS_A_CUT, LOGIN_PAUSE = 5, 6, 0.2
 SYNCED_SECONDS = 2.5  # one, and what a busy machine takes to start a process
 KILLED = -9
@@ -479,7 +486,7 @@ class TestUnpacking:
         build = self.check_cache(box, self.packed(quick))
         there = {str(path.relative_to(build.parent)) for path in [build, *build.rglob("*")]}
         assert synced == there
-        assert len([*build.rglob("*.pyc")]) == len([*build.rglob("*.py")])
+        assert [*build.rglob("*.py")] == []
         assert "fsync" in {call.name for call in calls[named : named + 10]}
 
     def test_what_delivers_is_compiled(self, box: Instance) -> None:
@@ -490,7 +497,7 @@ class TestUnpacking:
         box.eventbridge.wait_for(2)
         trace = joined(box.read(STRACE_LOG))  # the deliverer has threads
         for module in ("deliver", "config", "fields", "eventbridge", "imds"):
-            compiled = rf"site-packages/tattle/\w+/__pycache__/{module}\.[\w-]+\.pyc"
+            compiled = rf"site-packages/tattle/\w+/{module}\.pyc"
             assert re.search(rf'"{CACHE}/[\w-]+/{compiled}", .* = \d', trace), module
 
     def test_two_at_once_unpack_once(self, box: Instance, quick: Path) -> None:
@@ -524,7 +531,11 @@ class TestUnpacking:
     def check_cache(self, box: Instance, packed: dict[str, bytes]) -> Path:
         """The one build in the cache is whole, and nobody else's; its folder."""
         (build,) = box.path(CACHE).iterdir()
+        modules = [name for name in packed if name.endswith(".py")]
         for name, content in packed.items():
-            assert (build / name).read_bytes() == content, name
+            assert name in modules or (build / name).read_bytes() == content, name
+        compiled = [f"{CACHE}/{build.name}/{name}c" for name in modules]
+        done = box.run([SYSTEM_PYTHON, "-BISc", LOADS, *compiled])
+        assert done.returncode == 0, done.stderr
         assert box.path(CACHE).stat().st_mode & 0o777 == 0o700
         return build
