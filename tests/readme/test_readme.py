@@ -215,7 +215,7 @@ class TestInstall:
 
         bare.write("/etc/tattle.conf", "# to be removed\n")
         bare.write("/etc/cron.d/tattle", "# to be removed\n")
-        for unit in (name for name in recipe.HOST if name.endswith((".service", ".timer"))):
+        for unit in (name for name in recipe.names() if name.endswith((".service", ".timer"))):
             bare.write(f"/etc/systemd/system/{unit}", "# to be removed\n")
         ran(run(bare, readme.text("uninstall")))
         assert bare.read(PAM_FILE) == stock.replace(" user_readenv=1", "")
@@ -422,7 +422,7 @@ class TestTables:
         linked: list[str] = []
         for row in readme.table("on the instance"):
             linked += re.findall(r"\[([^]]+)\]\(src/tattle/recipes/\1\)", row[0])
-        assert sorted(linked) == sorted([*recipe.HOST, *recipe.CONSUMERS])
+        assert sorted(linked) == recipe.names()
         assert "`tattle recipe` lists these files" in readme.words()
 
     def test_every_module_is_named_and_no_other(self) -> None:

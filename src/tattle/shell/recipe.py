@@ -9,39 +9,7 @@ import os
 from tattle.errors import TattleError
 from tattle.event.config import is_default
 
-HOST = (
-    "pam",
-    "tattle.conf",
-    "iam-policy.json",
-    "iam-role.yaml",
-    "ansible.yaml",
-    "cloud-init.yaml",
-    "ssm.yaml",
-    "image.pkr.hcl",
-    "tattle.cil",
-    "tattle.timer",
-    "tattle.service",
-    "tattle.cron",
-    "tattle-shutdown.service",
-    "tattle-check.timer",
-    "tattle-check.service",
-)
-CONSUMERS = (
-    "tattle.tf",
-    "mail.yaml",
-    "chat.yaml",
-    "webhook.yaml",
-    "lambda.yaml",
-    "logs.yaml",
-    "dashboard.yaml",
-    "instance-connect.yaml",
-    "archive.yaml",
-    "central-bus.yaml",
-    "silence.yaml",
-    "mute-user.json",
-    "mute-network.json",
-    "mute-loop.json",
-)
+FOLDER = importlib.resources.files("tattle") / "recipes"
 # JSON has no comments. The other recipes say what they are for in a line `# NAME: …`.
 PURPOSES = {
     "iam-policy.json": "what an instance's role needs: to send events to one bus",
@@ -50,12 +18,16 @@ PURPOSES = {
     "mute-loop.json": "an event pattern: logins, but not one user's from one host (scp in a loop)",
 }
 IAM_POLICY = "iam-policy.json"
-PLACEHOLDER = "arn:aws:events:us-east-1:012345678901:event-bus/default"
 
 
 def recipes() -> list[tuple[str, str]]:
-    """Return name and purpose, one line, of each recipe: first the host's, then the consumers'."""
-    return [(name, purpose(name)) for name in (*HOST, *CONSUMERS)]
+    """Return name and purpose, one line, of each recipe."""
+    return [(name, purpose(name)) for name in names()]
+
+
+def names() -> list[str]:
+    """Return the names of the recipes, sorted."""
+    return sorted(file.name for file in FOLDER.iterdir())
 
 
 def purpose(name: str) -> str:
@@ -68,12 +40,11 @@ def purpose(name: str) -> str:
 
 def text(name: str) -> str:
     """Return a recipe as it is. Raises TattleError if there is none of that name."""
-    names = (*HOST, *CONSUMERS)
-    if name not in names:
-        similar = [known for known in names if name and known.startswith(name)]
+    if name not in names():
+        similar = [known for known in names() if name and known.startswith(name)]
         advice = f"there is {' and '.join(similar)}" if similar else "`tattle recipe` lists them"
         raise TattleError(f"no recipe {name!r}", os.EX_USAGE, advice)
-    return (importlib.resources.files("tattle") / "recipes" / name).read_text("utf-8")
+    return (FOLDER / name).read_text("utf-8")
 
 
 def iam_policy(partition: str, region: str, account: str, buses: list[str]) -> str:
