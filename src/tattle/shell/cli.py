@@ -55,7 +55,10 @@ def run(arguments: list[str]) -> int:
     grammar = parser()
     options = grammar.parse_args(arguments)
     if options.version:
-        return version()
+        from tattle.shell.version import version
+
+        print(version())
+        return 0
     if options.dry_run and options.command is not smoke_test:
         grammar.error("--dry-run goes with the smoke test alone, and with no command")
     if options.debug:
@@ -137,14 +140,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(os.EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-def version() -> int:
-    """Say which tattle this is, and what it runs on."""
-    from tattle.shell.version import version
-
-    print(version())
-    return 0
 
 
 def smoke_test(options: argparse.Namespace) -> int:
