@@ -28,42 +28,29 @@ DESCRIBE = (
 
 
 def configuration() -> Iterator[Finding]:
-    """Read the configuration file, as the deliverer will."""
-    try:
-        config = load()
-    except TattleError as error:
-        yield failed("configuration", error)
-    else:
-        services = ", ".join(config.services) or "none of their own"
-        message = "the defaults" if config == Config() else f"{PATH}, with services: {services}"
-        yield Finding("configuration", OK, message)
+    """Read the configuration file, as the deliverer will. Raises TattleError."""
+    config = load()
+    services = ", ".join(config.services) or "none of their own"
+    message = "the defaults" if config == Config() else f"{PATH}, with services: {services}"
+    yield Finding("configuration", OK, message)
 
 
 def identity(config: Config) -> Iterator[Finding]:
-    """Find out which instance this is."""
-    try:
-        session, imds = aws_session()
-        resource = config.resource or arn(session, imds, imds.identity())
-    except TattleError as error:
-        yield failed("identity", error)
-    else:
-        yield Finding("identity", OK, resource)
+    """Find out which instance this is. Raises TattleError."""
+    session, imds = aws_session()
+    yield Finding("identity", OK, config.resource or arn(session, imds, imds.identity()))
 
 
 def role() -> Iterator[Finding]:
-    """Look for credentials, and whether they are still valid."""
-    try:
-        session, imds = aws_session()
-        credentials = find_credentials(session, imds)
-        found = f"credentials from {credentials.method}"
-        if credentials.method != ROLE:
-            yield Finding("role", OK, found)
-            return
-        # Not botocore's own expiry, which it extends when IMDS gives credentials that are too old.
-        expiration = imds.role_expiration()
-    except TattleError as error:
-        yield failed("role", error)
+    """Look for credentials, and whether they are still valid. Raises TattleError."""
+    session, imds = aws_session()
+    credentials = find_credentials(session, imds)
+    found = f"credentials from {credentials.method}"
+    if credentials.method != ROLE:
+        yield Finding("role", OK, found)
         return
+    # Not botocore's own expiry, which it extends when IMDS gives credentials that are too old.
+    expiration = imds.role_expiration()
     left = (expiration - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
     if left > 0:
         yield Finding("role", OK, f"{found}, valid for {left / 3600:.1f} h")
@@ -73,7 +60,7 @@ def role() -> Iterator[Finding]:
 
 
 def endpoint(config: Config) -> Iterator[Finding]:
-    """Connect to EventBridge, and compare its clock with ours."""
+    """Connect to EventBridge, and compare its clock with ours. Raises TattleError."""
     try:
         publisher = Publisher(config, INTERACTIVE_TIMEOUT)
         url = publisher.client.meta.endpoint_url
@@ -84,7 +71,9 @@ def endpoint(config: Config) -> Iterator[Finding]:
             yield Finding("endpoint", SKIPPED, "needs the region, and so the instance's identity")
         return
     host = urllib.parse.urlsplit(url).hostname or ""
-    if not config.proxy:
+    if config.proxy:
+        yield Finding("name", SKIPPED, "the proxy resolves it")
+    else:
         try:
             addresses = {str(address[4][0]) for address in socket.getaddrinfo(host, None)}
         except OSError as error:
@@ -95,11 +84,7 @@ def endpoint(config: Config) -> Iterator[Finding]:
             yield Finding("name", ERROR, message, advice)
             return
         yield Finding("name", OK, f"{host} resolves to {', '.join(sorted(addresses)[:3])}")
-    try:
-        ahead = seconds_ahead(publisher, INTERACTIVE_TIMEOUT)
-    except TattleError as error:
-        yield failed("endpoint", error)
-        return
+    ahead = seconds_ahead(publisher, INTERACTIVE_TIMEOUT)
     yield Finding("endpoint", OK, f"{url} answers")
     if ahead is not None:
         message = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} EventBridge's"
@@ -133,12 +118,8 @@ def buses(config: Config) -> Iterator[Finding]:
 
 
 def send(config: Config) -> Iterator[Finding]:
-    """Publish an event to each event bus that is configured."""
-    try:
-        publisher = Publisher(config, INTERACTIVE_TIMEOUT)
-    except TattleError as error:
-        yield failed("send", error)
-        return
+    """Publish an event to each event bus that is configured. Raises TattleError."""
+    publisher = Publisher(config, INTERACTIVE_TIMEOUT)
     for bus in config.buses():
         entry = {
             "Time": datetime.datetime.now(datetime.timezone.utc),
