@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tattle.shell.finding import ERROR, OK, SKIPPED, Finding
 
@@ -19,37 +18,25 @@ TYPES = {  # as recipes/tattle.cil has them
     "/run/tattle": "tattle_cache_t",
 }
 UNCONFINED = ("unconfined_u", "system_u")  # SELinux users
-RESTORE = (f"restorecon -Ri {' '.join(TYPES)}",)
-INSTALL = ("tattle recipe tattle.cil > tattle.cil", "semodule -i tattle.cil", *RESTORE)
+RESTORE = f"sudo restorecon -Ri {' '.join(TYPES)}"
+INSTALL = f"tattle recipe tattle.cil > tattle.cil && sudo semodule -i tattle.cil && {RESTORE}"
 
 
-class Problem(NamedTuple):
-    message: str
-    commands: tuple[str, ...]
-
-
-def probe() -> Iterator[Finding]:
+def probe(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Iterator[Finding]:
     """Look whether SELinux lets login programs use tattle."""
+    wrong = ", ".join(path for path in types if label(path) not in (None, types[path]))
     if os.geteuid() != 0:
         yield Finding("selinux", SKIPPED, "needs root")
-        return
-    found = problem()
-    if found:
-        root = ("semodule", "restorecon")
-        commands = [f"sudo {one}" if one.startswith(root) else one for one in found.commands]
-        yield Finding("selinux", ERROR, found.message, " && ".join(commands))
+    elif mode(selinux) != "enforcing":
+        yield Finding("selinux", OK, mode(selinux))
+    elif not module_loaded(selinux):
+        message = "SELinux is enforcing and lets no login program use tattle"
+        yield Finding("selinux", ERROR, message, INSTALL)
+    elif wrong:
+        message = f"SELinux is enforcing; wrong label: {wrong}"
+        yield Finding("selinux", ERROR, message, RESTORE)
     else:
-        yield Finding("selinux", OK, mode())
-
-
-def problem(selinux: Path = SELINUX, types: dict[str, str] = TYPES) -> Problem | None:
-    """Return what SELinux is in the way of, None if it is not. Needs root."""
-    if mode(selinux) != "enforcing":
-        return None
-    if not module_loaded(selinux):
-        return Problem("SELinux is enforcing and lets no login program use tattle", INSTALL)
-    wrong = ", ".join(path for path in types if label(path) not in (None, types[path]))
-    return Problem(f"SELinux is enforcing; wrong label: {wrong}", RESTORE) if wrong else None
+        yield Finding("selinux", OK, "enforcing")
 
 
 def mode(selinux: Path = SELINUX) -> str:
