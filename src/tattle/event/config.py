@@ -17,7 +17,11 @@ from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
 # PutEventsRequestEntry
+SOURCE = r"(?i)(?!aws\.).+"
 BUS = r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+"
+A_BUS = "a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME"
+URL = r"https?://[^\s/]+\S*"
+A_URL = "a URL: https://HOST or http://HOST:PORT"
 
 
 class Config(NamedTuple):
@@ -135,29 +139,19 @@ def _error_at(path: str, number: int, reason: str) -> TattleError:
     return TattleError(f"{path}, line {number}: {reason}", os.EX_CONFIG, advice)
 
 
-def _text(longest: int) -> Callable[[str], str]:
-    """Return the check for a text of so many characters."""
+def _text(
+    longest: int, pattern: str = ".+", expected: str = "printable characters"
+) -> Callable[[str], str]:
+    """Return the check for a text that a pattern matches, of so many characters at most."""
 
     def check(value: str) -> str:
-        if not value or not value.isprintable():
-            raise ValueError("needs a value of printable characters")
+        if not value.isprintable() or not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {expected}")
         if len(value) > longest:
-            raise ValueError(f"has {len(value)} characters; EventBridge takes {longest}")
+            raise ValueError(f"has {len(value)} characters, more than {longest}")
         return value
 
     return check
-
-
-def _source(value: str) -> str:
-    if value.lower().startswith("aws."):
-        raise ValueError("a source may not begin with aws., EventBridge refuses it")
-    return _text(256)(value)
-
-
-def _bus(value: str) -> str:
-    if not re.fullmatch(BUS, value):
-        raise ValueError("an event bus is a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME")
-    return _text(1600)(value)
 
 
 def _fields(value: str) -> tuple[str, ...]:
@@ -167,18 +161,6 @@ def _fields(value: str) -> tuple[str, ...]:
         if field not in known and not re.fullmatch(r"tag:[^\x00-\x1f\x7f]+", field):
             raise ValueError(f"unknown field {field!r}; known fields: {', '.join(known)}, tag:NAME")
     return fields
-
-
-def _region(value: str) -> str:
-    if not re.fullmatch(REGION, value):
-        raise ValueError("a region looks like us-east-1")
-    return value
-
-
-def _url(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/]+\S*", value):
-        raise ValueError("expected a URL: https://HOST or http://HOST:PORT")
-    return value
 
 
 def _file(value: str) -> str:
@@ -211,14 +193,14 @@ class Key(NamedTuple):
 
 
 KEYS = {
-    "source": Key(_source, per_service=True),
+    "source": Key(_text(256, SOURCE, "characters that do not begin with aws."), per_service=True),
     "detail-type": Key(_text(128), per_service=True),
-    "event-bus": Key(_bus, per_service=True),
+    "event-bus": Key(_text(1600, BUS, A_BUS), per_service=True),
     "fields": Key(_fields, per_service=True),
-    "region": Key(_region),
+    "region": Key(_text(64, REGION, "a region such as us-east-1")),
     "resource": Key(_text(2048)),
-    "endpoint-url": Key(_url),
-    "proxy": Key(_url),
+    "endpoint-url": Key(_text(2048, URL, A_URL)),
+    "proxy": Key(_text(2048, URL, A_URL)),
     "ca-bundle": Key(_file),
     "use-fips": Key(_bool),
     "use-dualstack": Key(_bool),
