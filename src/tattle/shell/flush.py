@@ -22,7 +22,6 @@ from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED
 
 POLL_SECONDS = 0.1  # between two looks at what the deliverer has done
 START_SECONDS = 2.0  # for a deliverer to start, until there is to be another
-LINE_SECONDS = 10.0  # between two lines on the progress, where they can't be rewritten
 # Longer than the deliverer takes for a call, or to be taken for dead and replaced
 STUCK_SECONDS = 180.0
 DELIVERED = "delivered"
@@ -125,7 +124,6 @@ def totals(backlogs: list[Backlog]) -> tuple[int, int]:
 
 def watch(backlogs: list[Backlog]) -> TattleError | None:
     """Watch until nothing is left; return why something is. Raises TattleError."""
-    progress = Progress()
     changed, started = time.monotonic(), -START_SECONDS
     cause = None
     while any(backlog.left for backlog in backlogs) and not cause:
@@ -138,44 +136,18 @@ def watch(backlogs: list[Backlog]) -> TattleError | None:
         gone = [backlog.update() for backlog in backlogs]
         if any(gone):
             changed = now
-        if now - changed > STUCK_SECONDS:
-            cause = cause or stuck()
-        progress.show(*totals(backlogs))
+        if now - changed > STUCK_SECONDS and not cause:
+            message = f"nothing was delivered for {STUCK_SECONDS:.0f} s, and no reason given"
+            cause = TattleError(message, os.EX_TEMPFAIL, "see the log: journalctl -t tattle")
+        delivered, left = totals(backlogs)
+        show_progress(f"{delivered} delivered, {left} remain …")
         time.sleep(POLL_SECONDS)
-    progress.clear()
+    show_progress("")
     return cause
 
 
-def stuck() -> TattleError:
-    """Return the error for a deliverer that neither delivers nor says why."""
-    return TattleError(
-        f"nothing was delivered for {STUCK_SECONDS:.0f} s, and no reason given",
-        os.EX_TEMPFAIL,
-        "see the log: journalctl -t tattle",
-    )
-
-
-class Progress:
-    """Says on standard error how far it is: on a terminal in one line, which is rewritten."""
-
-    def __init__(self) -> None:
-        self._rewrites = sys.stderr is not None and sys.stderr.isatty()
-        self._said = time.monotonic()
-
-    def show(self, delivered: int, left: int) -> None:
-        """Say it, now and then."""
-        text = f"{delivered} delivered, {left} remain …"
-        if self._rewrites:
-            self._write(f"\r{text}\033[K")
-        elif time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
-            self._write(f"{text}\n")
-
-    def clear(self) -> None:
-        """Make room for the last line."""
-        if self._rewrites:
-            self._write("\r\033[K")
-
-    def _write(self, text: str) -> None:
+def show_progress(text: str) -> None:
+    """Rewrite a line on standard error, if that is a terminal."""
+    if sys.stderr.isatty():
         with contextlib.suppress(OSError):  # nobody listens any longer
-            print(text, end="", file=sys.stderr, flush=True)
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
