@@ -125,8 +125,7 @@ class TestConfiguration:
     def test_it_has_every_key_and_no_other(self) -> None:
         main, _, service = recipe.text("tattle.conf").partition("#[service sudo]")
         found = [re.findall(r"(?m)^#([a-z-]+) = ", part) for part in (main, service)]
-        per_service = [key for key in config.KEYS if config.KEYS[key].per_service]
-        assert found == [[*config.KEYS], per_service]
+        assert found == [[*config.KEYS], [*config.PER_SERVICE]]
 
     def test_the_defaults_it_shows_are_the_defaults(self) -> None:
         shown = dict(re.findall(r"(?m)^#([a-z-]+) = (.*)$", recipe.text("tattle.conf")))

@@ -16,7 +16,6 @@ from tattle.event.identity import REGION
 from tattle.trust import trusted
 
 PATH = "/etc/tattle.conf"
-# PutEventsRequestEntry
 SOURCE = r"(?i)(?!aws\.).+"
 BUS = r"(arn:aws[\w-]*:events:[\w-]+:[0-9]{12}:event-bus/)?[/.\-_A-Za-z0-9]+"
 A_BUS = "a name or arn:aws:events:REGION:ACCOUNT:event-bus/NAME"
@@ -88,7 +87,7 @@ def parse(text: str, path: str = PATH) -> Config:
         of_service = re.fullmatch(r"service\s+(\S+)\s*", section)
         if section != "tattle" and not of_service:
             raise _error_in(text, path, section, None, "expected [tattle] or [service NAME]")
-        known = [key for key in KEYS if KEYS[key].per_service or not of_service]
+        known = PER_SERVICE if of_service else tuple(KEYS)
         settings: dict[str, Any] = {}
         for key, value in parser.items(section):
             try:
@@ -96,7 +95,7 @@ def parse(text: str, path: str = PATH) -> Config:
                     raise ValueError(f"unknown key; known keys: {', '.join(known)}")
                 if "\n" in value and key != "fields":
                     raise ValueError("goes on in the next line: is that one indented by mistake?")
-                settings[key.replace("-", "_")] = KEYS[key].check(value)
+                settings[key.replace("-", "_")] = KEYS[key](value)
             except ValueError as error:
                 raise _error_in(text, path, section, key, str(error)) from None
         if not of_service:
@@ -181,27 +180,19 @@ def _bool(value: str) -> bool:
         raise ValueError("expected true or false") from None
 
 
-class Key(NamedTuple):
-    """A key of the file: what turns its text into the setting, and whether a service may have it.
-
-    check raises ValueError over what EventBridge or the instance would not take. Limits:
-    https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEventsRequestEntry.html
-    """
-
-    check: Callable[[str], Any]
-    per_service: bool = False
-
-
-KEYS = {
-    "source": Key(_text(256, SOURCE, "characters that do not begin with aws."), per_service=True),
-    "detail-type": Key(_text(128), per_service=True),
-    "event-bus": Key(_text(1600, BUS, A_BUS), per_service=True),
-    "fields": Key(_fields, per_service=True),
-    "region": Key(_text(64, REGION, "a region such as us-east-1")),
-    "resource": Key(_text(2048)),
-    "endpoint-url": Key(_text(2048, URL, A_URL)),
-    "proxy": Key(_text(2048, URL, A_URL)),
-    "ca-bundle": Key(_file),
-    "use-fips": Key(_bool),
-    "use-dualstack": Key(_bool),
+# What turns a key's text into the setting; a ValueError says what EventBridge or the instance would
+# not take: https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEventsRequestEntry.html
+KEYS: dict[str, Callable[[str], Any]] = {
+    "source": _text(256, SOURCE, "characters that do not begin with aws."),
+    "detail-type": _text(128),
+    "event-bus": _text(1600, BUS, A_BUS),
+    "fields": _fields,
+    "region": _text(64, REGION, "a region such as us-east-1"),
+    "resource": _text(2048),
+    "endpoint-url": _text(2048, URL, A_URL),
+    "proxy": _text(2048, URL, A_URL),
+    "ca-bundle": _file,
+    "use-fips": _bool,
+    "use-dualstack": _bool,
 }
+PER_SERVICE = ("source", "detail-type", "event-bus", "fields")
