@@ -52,8 +52,7 @@ def add_line(service: str) -> str:
         lines = [f"session    {REFUSES} pam_exec.so seteuid {tattle}"]
     first = [] if Path(file).read_bytes().endswith(b"\n") else [""]  # ends the last line
     text = NEWLINE.join([*first, *lines, ""])
-    say = f"printf '{text}'" if text.count(NEWLINE) > 1 else f"echo '{lines[0]}'"
-    return f"{copied}{say} | sudo tee -a {own}"
+    return f"{copied}printf '{text}' | sudo tee -a {own}"
 
 
 def write_environment() -> str:
