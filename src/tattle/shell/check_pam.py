@@ -193,8 +193,7 @@ def environment(service: str, stack: Stack) -> Iterator[Finding]:
     for line in stack.user_readenv():
         option = next(word for word in line.arguments if word.startswith("user_readenv="))
         message = (
-            f"{line.file}:{line.number} reads ~/.pam_environment: who logs in can run code as root"
-            " (LD_PRELOAD)"
+            f"{where(line)} reads ~/.pam_environment: who logs in can run code as root (LD_PRELOAD)"
         )
         yield Finding("environment", ERROR, message, edit(line, f"s/ *{option}//"), service)
     if not stack.user_readenv():
