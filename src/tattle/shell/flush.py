@@ -43,10 +43,10 @@ def main() -> int:
         except TattleError as error:
             unusable = unusable or error
     cause = watch(backlogs)
-    delivered, left = totals(backlogs)
+    gone, left = totals(backlogs)
     if backlogs:
-        moved = [f", {count} {what}" for what in ASIDE.values() if (count := total(backlogs, what))]
-        print(f"{delivered} delivered, {left} remain{''.join(moved)}", flush=True)
+        moved = [f", {gone[what]} {what}" for what in ASIDE.values() if gone[what]]
+        print(f"{gone[DELIVERED]} delivered, {left} remain{''.join(moved)}", flush=True)
     if left and cause:
         raise cause
     if unusable:  # what can be done is done by now
@@ -112,14 +112,10 @@ def open_spools() -> tuple[list[Records], TattleError | None]:
     return spools, unusable
 
 
-def total(backlogs: list[Backlog], what: str) -> int:
-    """Return of how many records that became."""
-    return sum(backlog.gone[what] for backlog in backlogs)
-
-
-def totals(backlogs: list[Backlog]) -> tuple[int, int]:
-    """Return how many records were delivered, and are left."""
-    return total(backlogs, DELIVERED), sum(len(backlog.left) for backlog in backlogs)
+def totals(backlogs: list[Backlog]) -> tuple[Counter[str], int]:
+    """Return how many records became what, and how many are left."""
+    gone = sum((backlog.gone for backlog in backlogs), Counter[str]())
+    return gone, sum(len(backlog.left) for backlog in backlogs)
 
 
 def watch(backlogs: list[Backlog]) -> TattleError | None:
@@ -133,14 +129,14 @@ def watch(backlogs: list[Backlog]) -> TattleError | None:
             for backlog in backlogs:
                 backlog.start()
         cause = next(filter(None, [backlog.cause() for backlog in backlogs]), None)
-        gone = [backlog.update() for backlog in backlogs]
-        if any(gone):
+        updated = [backlog.update() for backlog in backlogs]
+        if any(updated):
             changed = now
         if now - changed > STUCK_SECONDS and not cause:
             message = f"nothing was delivered for {STUCK_SECONDS:.0f} s, and no reason given"
             cause = TattleError(message, os.EX_TEMPFAIL, "see the log: journalctl -t tattle")
-        delivered, left = totals(backlogs)
-        show_progress(f"{delivered} delivered, {left} remain …")
+        gone, left = totals(backlogs)
+        show_progress(f"{gone[DELIVERED]} delivered, {left} remain …")
         time.sleep(POLL_SECONDS)
     show_progress("")
     return cause
