@@ -184,7 +184,6 @@ def test_check_says_which_witness_there_is(
     (tmp_path / "etc/pam.d").mkdir(parents=True)
     (tmp_path / "etc/pam.d/sshd").write_text(stack)
     monkeypatch.setattr(check_witness, "services", lambda: ["sshd"])
-    monkeypatch.setattr(check_witness, "pam_file", lambda service: service)
     monkeypatch.setattr(check_witness, "Stack", functools.partial(Stack, root=str(tmp_path)))
     monkeypatch.setattr(check_witness, "SYSTEMD", str(tmp_path if booted else tmp_path / "none"))
     asked(script, tmp_path, monkeypatch)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tattle.delivery import witness
 from tattle.event.pamd import DIRECTORIES, Stack, services
 from tattle.shell.finding import OK, WARNING, Finding
-from tattle.shell.pam_lines import KEEPS_CALLERS_UID, pam_file
+from tattle.shell.pam_lines import KEEPS_CALLERS_UID
 
 ENDS = "a session that PAM does not close is closed when its process is gone"
 SYSTEMD = "/run/systemd/system"  # is there where systemd is the first process: sd_booted(3)
@@ -42,6 +42,5 @@ def probe() -> Iterator[Finding]:
 
 def is_registered(service: str) -> bool:
     """Tell whether logind knows of a service's sessions, or need not."""
-    if service in UNREGISTERED or not pam_file(service):
-        return True
-    return any(line.kind == "session" and line.module == REGISTERS for line in Stack(service).lines)
+    lines = [line for line in Stack(service).lines if line.kind == "session"]
+    return service in UNREGISTERED or any(line.module == REGISTERS for line in lines)
