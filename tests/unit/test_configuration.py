@@ -37,7 +37,7 @@ BAD_VALUES = [
     ("source", "aws.ec2", "aws"),
     ("source", "AWS.ec2", "aws"),
     ("source", "a\x1bb", "aws"),
-    ("source", "", "expected characters"),
+    ("source", "", "expected printable"),
     *((key, "x" * (longest + 1), str(longest)) for key, longest in LONGEST.items()),
     ("detail-type", "", "expected printable"),
     ("event-bus", "", "a name or arn:"),
@@ -79,7 +79,7 @@ BAD_LINES = [
     ("[DEFAULT]\nsource = a\n", 1, EXPECTED),  # configparser's section of that name is off
     ("\n[service]\n\n", 2, EXPECTED),
     ("\n[service ]\n\n", 2, EXPECTED),
-    ("[tattle]\nsource = a\n[service b]\nsource =\n", 4, "service b.*expected characters"),
+    ("[tattle]\nsource = a\n[service b]\nsource =\n", 4, "service b.*expected printable"),
     ("[service b]\nevent-bus = a b\n", 2, "service b.*event-bus"),
     ("[service b]\nsource = aws.ec2\n", 2, "service b.*aws"),
     ("[tattle]\nfields =\n  username\n  usernme\n", 2, "unknown field 'usernme'"),

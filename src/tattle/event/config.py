@@ -183,7 +183,7 @@ def _bool(value: str) -> bool:
 # What turns a key's text into the setting; a ValueError says what EventBridge or the instance would
 # not take: https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutEventsRequestEntry.html
 KEYS: dict[str, Callable[[str], Any]] = {
-    "source": _text(256, SOURCE, "characters that do not begin with aws."),
+    "source": _text(256, SOURCE, "printable characters that do not begin with aws."),
     "detail-type": _text(128),
     "event-bus": _text(1600, BUS, A_BUS),
     "fields": _fields,
