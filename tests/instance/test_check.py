@@ -546,6 +546,8 @@ class TestSpool:
         box.hook()
         box.syslog.wait_for("rejected: ")
         (box.path(SPOOL) / "rub bish").write_text("")
+        check(box)
+        assert (box.path(SPOOL) / "rub bish").exists()  # to move it is the deliverer's
         box.run([TATTLE, "flush"], check=True)
         box.eventbridge.set(fault="access-denied")
         box.hook(user="alice")

@@ -68,7 +68,7 @@ def records(spool: Records) -> Iterator[Finding]:
     for path in (f"{spool.path}/{name}" for name in OWN_FILES):
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
             yield Finding("spool", ERROR, f"{path} is not a file", f"sudo rm -r {path}")
-    names = spool.names()
+    names = sorted(filter(is_record, os.listdir(spool.fd)))
     age = time.time() - accepted_at(names[0]) if names else 0.0
     message = f"{len(names)} waiting in {spool.path}"
     message += f", the oldest {since(age)}" if names else ""
