@@ -22,6 +22,7 @@ from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED
 
 POLL_SECONDS = 0.1  # between two looks at what the deliverer has done
 START_SECONDS = 2.0  # for a deliverer to start, until there is to be another
+LINE_SECONDS = 10.0  # between two lines on the progress, where they can't be rewritten
 # Longer than the deliverer takes for a call, or to be taken for dead and replaced
 STUCK_SECONDS = 180.0
 DELIVERED = "delivered"
@@ -120,7 +121,8 @@ def totals(backlogs: list[Backlog]) -> tuple[Counter[str], int]:
 
 def watch(backlogs: list[Backlog]) -> TattleError | None:
     """Watch until nothing is left; return why something is. Raises TattleError."""
-    changed, started = time.monotonic(), -START_SECONDS
+    changed = said = time.monotonic()
+    started = -START_SECONDS
     cause = None
     while any(backlog.left for backlog in backlogs) and not cause:
         now = time.monotonic()
@@ -135,15 +137,18 @@ def watch(backlogs: list[Backlog]) -> TattleError | None:
         if now - changed > STUCK_SECONDS and not cause:
             message = f"nothing was delivered for {STUCK_SECONDS:.0f} s, and no reason given"
             cause = TattleError(message, os.EX_TEMPFAIL, "see the log: journalctl -t tattle")
-        gone, left = totals(backlogs)
-        show_progress(f"{gone[DELIVERED]} delivered, {left} remain …")
+        if sys.stderr.isatty() or now - said > LINE_SECONDS:
+            said = now
+            gone, left = totals(backlogs)
+            show_progress(f"{gone[DELIVERED]} delivered, {left} remain …")
         time.sleep(POLL_SECONDS)
-    show_progress("")
+    if sys.stderr.isatty():
+        show_progress("")
     return cause
 
 
 def show_progress(text: str) -> None:
-    """Rewrite a line on standard error, if that is a terminal."""
-    if sys.stderr.isatty():
-        with contextlib.suppress(OSError):  # nobody listens any longer
-            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+    """Print a line on standard error, on a terminal in place of the one before."""
+    with contextlib.suppress(OSError):  # nobody listens any longer
+        line = f"\r{text}\033[K" if sys.stderr.isatty() else f"{text}\n"
+        print(line, end="", file=sys.stderr, flush=True)
