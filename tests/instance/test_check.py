@@ -545,6 +545,7 @@ class TestSpool:
         box.eventbridge.set(rejections=[Rejection("ubuntu", "MalformedDetail", "no", times=1)])
         box.hook()
         box.syslog.wait_for("rejected: ")
+        box.kill_deliverers()
         (box.path(SPOOL) / "rub bish").write_text("")
         check(box)
         assert (box.path(SPOOL) / "rub bish").exists()  # to move it is the deliverer's
