@@ -8,8 +8,7 @@ loginctl(1), since its files are private; where there is none, or no answer, not
 from __future__ import annotations
 
 import os
-import select
-import signal
+import subprocess
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
@@ -59,9 +58,10 @@ def logind_sessions() -> list[LogindSession] | None:
         return None
     deadline = time.monotonic() + LOGINCTL_SECONDS
     listed = loginctl(["list-sessions"], deadline)
-    if listed is None or listed.status:
+    if listed is None or listed.returncode:
         return None
-    ids = [line.split()[0] for line in listed.text.splitlines() if line.strip()]
+    lines = listed.stdout.decode(errors="backslashreplace").splitlines()
+    ids = [line.split()[0] for line in lines if line.strip()]
     properties = [f"--property={name}" for name in PROPERTIES]
     found: list[LogindSession] = []
     while ids:
@@ -69,7 +69,8 @@ def logind_sessions() -> list[LogindSession] | None:
         shown = loginctl(["show-session", *properties, *ids], deadline)
         if shown is None:
             return found or None
-        blocks = [block for block in shown.text.split("\n\n") if block.strip()]
+        text = shown.stdout.decode(errors="backslashreplace")
+        blocks = [block for block in text.split("\n\n") if block.strip()]
         found += [session for session in map(parse_session, blocks) if session]
         ids = ids[len(blocks) + 1 :]
     return found
@@ -150,46 +151,17 @@ def log_line(found: Unreported) -> str:
     )
 
 
-class Output(NamedTuple):
-    """How a command ended, and what it printed on standard output."""
-
-    status: int  # as os.waitpid() has it
-    text: str
-
-
-def loginctl(arguments: list[str], deadline: float) -> Output | None:
-    """Run loginctl; None if it can't be run or takes too long.
-
-    deadline: of time.monotonic(). (To import the subprocess module takes longer than all this.)
-    """
-    reader, writer = os.pipe()
+def loginctl(arguments: list[str], deadline: float) -> subprocess.CompletedProcess[bytes] | None:
+    """Run loginctl; None if it can't be run, or runs beyond a deadline of time.monotonic()."""
     try:
-        pid = os.posix_spawn(
-            LOGINCTL,
+        return subprocess.run(
             [LOGINCTL, "--no-legend", "--no-pager", *arguments],
-            {"LC_ALL": "C"},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, writer, 1),
-                (os.POSIX_SPAWN_DUP2, 0, 2),
-            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"LC_ALL": "C"},
+            timeout=max(0.0, deadline - time.monotonic()),
+            check=False,
         )
-    except OSError:
-        os.close(reader)
+    except (OSError, subprocess.SubprocessError):
         return None
-    finally:
-        os.close(writer)
-    text, ended = b"", False
-    try:
-        while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            part = os.read(reader, 65_536)
-            if not part:
-                ended = True
-                return Output(os.waitpid(pid, 0)[1], text.decode(errors="backslashreplace"))
-            text += part
-        return None
-    finally:
-        os.close(reader)
-        if not ended:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
