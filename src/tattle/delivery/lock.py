@@ -99,13 +99,10 @@ class DelivererLock:
         self.records = records
         self.file = FileLock(records, DELIVERER)
 
-    def acquire(self, wait: bool = False) -> bool:
-        """Become the deliverer, unless somebody is; with wait, sleep until nobody is.
-
-        Raises OSError, and what a signal's handler raises.
-        """
+    def acquire(self) -> bool:
+        """Become the deliverer, unless somebody is. Raises OSError."""
         try:
-            fcntl.flock(self.records.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(self.records.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         if is_same(self.records.fd, self.records.path) and self.file.acquire():
