@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -262,10 +262,12 @@ def test_where_delivered_events_cannot_be_removed_those_of_the_other_spool_are_s
     queue.spools.append(lock.records)
     put_away = ledger.put_away
 
-    def put_away_later(spools: Sequence[Records], sent: Sequence[ledger.Sent]) -> None:
-        if len(eventbridge.calls()) < 2 and any(one.spool is in_process.records() for one in sent):
+    def put_away_later(
+        spools: Sequence[Records], spool: Records, sent: Mapping[str, Session]
+    ) -> None:
+        if len(eventbridge.calls()) < 2 and spool is in_process.records():
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        put_away(spools, sent)
+        put_away(spools, spool, sent)
 
     def accept_in_the_other() -> None:
         in_process.put(2)

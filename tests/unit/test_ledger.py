@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tattle.delivery import ledger
-from tattle.delivery.ledger import Machine, Sent, close_ended, closed_record, ended, put_away
+from tattle.delivery.ledger import Machine, close_ended, closed_record, ended, put_away
 from tattle.delivery.records import OPEN
 from tattle.event.fields import duration, event_id, session_id
 from tattle.login.pam import Session, is_whole, parse, session_name
@@ -65,14 +65,14 @@ def records(spool: Spool, directory: str = "") -> list[str]:
 
 def send(spools: list[Spool], arrived: list[Session], *paths: str) -> None:
     """What the deliverer does, all at once: send what waits, or these, and put it away."""
-    sent = []
     for spool in spools:
-        for path in records(spool):
-            if not paths or path in paths:
-                session = parse(Path(path).read_bytes())
-                arrived.append(session)
-                sent.append(Sent(spool, os.path.basename(path), session))
-    put_away(spools, sent)
+        sent = {
+            os.path.basename(path): parse(Path(path).read_bytes())
+            for path in records(spool)
+            if not paths or path in paths
+        }
+        arrived.extend(sent.values())
+        put_away(spools, spool, sent)
 
 
 def states(arrived: list[Session]) -> list[str]:

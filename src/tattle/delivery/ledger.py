@@ -13,7 +13,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from tattle.delivery.records import ELSEWHERE, OPEN, new_record
@@ -39,14 +39,6 @@ class Machine(NamedTuple):
 
     boot: str  # the id of this run
     instance: str
-
-
-class Sent(NamedTuple):
-    """A record that EventBridge has, and the spool that it lies in."""
-
-    spool: Spool
-    name: str
-    session: Session
 
 
 def begin(spool: Spool) -> None:
@@ -88,26 +80,25 @@ def names(spool: Spool) -> list[str]:
     return [name for name in found if not name.startswith(".")]
 
 
-def put_away(spools: Sequence[Spool], sent: Sequence[Sent]) -> None:
-    """Move the records that EventBridge has to the ledgers; durably.
+def put_away(spools: Sequence[Spool], spool: Spool, sent: Mapping[str, Session]) -> None:
+    """Move a spool's records that EventBridge has to its ledger; durably.
 
-    Raises OSError. It may then be called again with the same records.
+    spools: all that have a ledger. Raises OSError. It may then be called again with the same
+    records.
     """
-    for spool in {record.spool for record in sent}:
-        begin(spool)
-    for record in sent:
-        name = session_name(record.session)
-        if name is None or record.session.pam.get("PAM_SERVICE") in CLOSED_BY_ANOTHER_PROCESS:
-            _unlink(record.spool, record.name)
-        elif record.session.state == "opened" and _state(spools, name) == "closed":
-            _unlink(record.spool, record.name)  # its `closed` was quicker
+    begin(spool)
+    for record, session in sent.items():
+        name = session_name(session)
+        if name is None or session.pam.get("PAM_SERVICE") in CLOSED_BY_ANOTHER_PROCESS:
+            _unlink(spool, record)
+        elif session.state == "opened" and _state(spools, name) == "closed":
+            _unlink(spool, record)  # its `closed` was quicker
         else:
             # A `closed` takes the place of its `opened` in one step: a crash leaves either a record
             # that is sent again, or a session that has its `closed`.
-            _move(record.spool, record.name, f"{OPEN}/{name}")
+            _move(spool, record, f"{OPEN}/{name}")
     # The new name first: a power cut must not leave the ledger without what the spool has lost.
-    for spool in {record.spool for record in sent}:
-        spool.sync([OPEN])
+    spool.sync([OPEN])
 
 
 def ended(open_names: Iterable[str], boot: str, start_of: StartOf) -> list[str]:

@@ -81,12 +81,12 @@ class Queue:
 
     def _put_away(self) -> TattleError | None:
         failed = None
-        for spool in self.spools:
+        for spool in {self._spool_of[name] for name in self._confirmed}:
             names = sorted(name for name in self._confirmed if self._spool_of[name] is spool)
-            sent = [ledger.Sent(spool, name, self._confirmed[name]) for name in names]
+            sent = {name: self._confirmed[name] for name in names}
             try:
-                ledger.put_away(self.ledgers(), sent)
-                for name in names:
+                ledger.put_away(self.ledgers(), spool, sent)
+                for name in sent:
                     del self._confirmed[name]
             except OSError as error:
                 message = f"can't remove what is delivered from {spool.path}: {error.strerror}"
