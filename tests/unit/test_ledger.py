@@ -13,10 +13,17 @@ from typing import Any
 import pytest
 
 from tattle.delivery import ledger
-from tattle.delivery.ledger import Machine, close_ended, closed_record, ended, put_away
+from tattle.delivery.ledger import (
+    Machine,
+    close_ended,
+    closed_record,
+    ended,
+    put_away,
+    session_name,
+)
 from tattle.delivery.records import OPEN
 from tattle.event.fields import duration, event_id, session_id
-from tattle.login.pam import Session, is_whole, parse, session_name
+from tattle.login.pam import Session, is_whole, parse
 from tattle.login.spool import REJECTED, Spool, is_record
 
 BOOT, OTHER_BOOT = "6c2f1d9e-5f0e-4d3b-9a51-3d9f9d2f7a10", "00000000-0000-0000-0000-000000000000"

@@ -1,6 +1,6 @@
 """The ledger: which sessions are open, so that each `opened` that was sent gets its `closed`.
 
-`open/` in a spool holds a file for each session, named BOOT.PID.START (pam.session_name()): the
+`open/` in a spool holds a file for each session, named BOOT.PID.START (session_name()): the
 record of its `opened`, moved there once EventBridge has it, and in its place that of its `closed`,
 until its process is gone. Where the process is gone and there is no `closed`, the ledger makes one.
 
@@ -10,17 +10,21 @@ No login waits for any of this.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
 from tattle.delivery.records import ELSEWHERE, OPEN, new_record
 from tattle.errors import TattleError, log
-from tattle.login.pam import Session, parse, session_name
+from tattle.login.pam import Session, parse
 from tattle.login.spool import REJECTED, Spool, is_record
 
+# Ids are below 2^22 (proc(5), pid_max); start times have 64 bits.
+SESSION_NAME = re.compile(r"([0-9A-Za-z-]{1,40})\.([0-9]{1,7})\.([0-9]{1,20})")
 SINCE = ".since"  # in `open/`; in it: nanoseconds since the epoch at which this ledger began
 # Their sessions are opened by the process that becomes the service, and closed by its child
 # `(sd-pam)`: systemd, src/core/exec-invoke.c, setup_pam(). The two events have no name in common.
@@ -39,6 +43,16 @@ class Machine(NamedTuple):
 
     boot: str  # the id of this run
     instance: str
+
+
+def session_name(session: Session) -> str | None:
+    """Return BOOT.PID.START: the run of the machine and the process that the session is.
+
+    None if the hook could not tell, or if that looks otherwise and may be no file's name.
+    """
+    parts = ("TATTLE_BOOT", "TATTLE_PARENT", "TATTLE_PARENT_START")
+    name = ".".join(session.context.get(part, "") for part in parts)
+    return name if SESSION_NAME.fullmatch(name) else None
 
 
 def begin(spool: Spool) -> None:
@@ -108,9 +122,8 @@ def ended(open_names: Iterable[str], boot: str, start_of: StartOf) -> list[str]:
     """
     gone = []
     for name in open_names if boot else ():
-        boot_then, _, process = name.partition(".")
-        pid, _, start = process.partition(".")
-        if pid.isdecimal() and start.isdecimal():
+        if found := SESSION_NAME.fullmatch(name):
+            boot_then, pid, start = found.groups()
             now = start_of(int(pid)) if boot_then == boot else ""
             if now is not None and now != start:
                 gone.append(name)
@@ -148,7 +161,7 @@ def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) ->
     closed = {name for name in gone if _state(spools, name) != "opened"}
     if len(closed) < len(gone):
         time.sleep(SETTLE_SECONDS)  # a killed process does not wait for its hook
-    waiting = waiting_sessions(spools) | waiting_sessions(spools, REJECTED)  # may yet be sent
+    waiting = waiting_sessions(spools)
     for name, spool in gone.items():
         if name in closed:
             if (name, "opened") not in waiting:  # else that would look like an open session
@@ -172,13 +185,13 @@ def accept(spools: Sequence[Spool], record: bytes) -> None:
     raise full
 
 
-def waiting_sessions(spools: Sequence[Spool], directory: str = ".") -> set[tuple[str, str]]:
-    """Return name and state of the sessions whose records are in spools, or in a directory there.
+def waiting_sessions(spools: Sequence[Spool]) -> set[tuple[str, str]]:
+    """Return name and state of the sessions whose records may yet be sent, rejected ones too.
 
     Raises OSError.
     """
     found = set()
-    for spool in spools:
+    for spool, directory in itertools.product(spools, (".", REJECTED)):
         try:
             records = filter(is_record, os.listdir(_path(spool, directory)))
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from tattle.delivery.records import OPEN
 from tattle.errors import log
 from tattle.event.pamd import Stack
 from tattle.login import process
-from tattle.login.spool import PATH, REJECTED, Spool
+from tattle.login.spool import PATH, Spool
 
 LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
 
@@ -110,7 +110,6 @@ def report_unreported(spools: Sequence[Spool], machine: Machine) -> None:
         return
     # `open/` once more, and last: records move there from the spool while we look.
     known = {name for name, _ in ledger.waiting_sessions(spools)}
-    known |= {name for name, _ in ledger.waiting_sessions(spools, REJECTED)}
     known |= {name for spool in spools for name in ledger.names(spool)}
     found = [one for one in found if one.name not in known]
     for one in found:

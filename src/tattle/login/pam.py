@@ -103,17 +103,3 @@ def age(session: Session) -> "float | None":
     except (KeyError, ValueError, OverflowError):
         return None
     return max(0.0, uptime - started)
-
-
-def session_name(session: Session) -> "str | None":
-    """Return BOOT.PID.START: the run of the machine and the process that the session is.
-
-    It can be the name of a file. None if the hook could not tell, or if that looks otherwise.
-    """
-    boot, pid, start = [
-        session.context.get(f"TATTLE_{part}", "") for part in ("BOOT", "PARENT", "PARENT_START")
-    ]
-    # Ids are below 2^22 (proc(5), pid_max); start times have 64 bits.
-    plain = boot.replace("-", "").isalnum() and pid.isdecimal() and start.isdecimal()
-    short = len(boot) <= 40 and len(pid) <= 7 and len(start) <= 20
-    return f"{boot}.{pid}.{start}" if plain and short and (boot + pid + start).isascii() else None
