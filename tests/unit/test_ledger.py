@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tattle.delivery import ledger
+from tattle.delivery import records as delivery_records
 from tattle.delivery.ledger import (
     Machine,
     close_ended,
@@ -21,10 +22,10 @@ from tattle.delivery.ledger import (
     put_away,
     session_name,
 )
-from tattle.delivery.records import OPEN
+from tattle.delivery.records import OPEN, Records
 from tattle.event.fields import duration, event_id, session_id
 from tattle.login.pam import Session, is_whole, parse
-from tattle.login.spool import REJECTED, Spool, is_record
+from tattle.login.spool import REJECTED, is_record
 
 BOOT, OTHER_BOOT = "6c2f1d9e-5f0e-4d3b-9a51-3d9f9d2f7a10", "00000000-0000-0000-0000-000000000000"
 HERE = Machine(BOOT, "i-abc123abc123")
@@ -60,17 +61,17 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def spools(tmp_path: Path) -> list[Spool]:
-    return [Spool(str(tmp_path / "spool")), Spool(str(tmp_path / "emergency"))]
+def spools(tmp_path: Path) -> list[Records]:
+    return [Records(str(tmp_path / "spool")), Records(str(tmp_path / "emergency"))]
 
 
-def records(spool: Spool, directory: str = "") -> list[str]:
+def records(spool: Records, directory: str = "") -> list[str]:
     """The paths of the records in a spool."""
     path = Path(spool.path, directory)
     return sorted(str(file) for file in path.glob("*") if is_record(file.name))
 
 
-def send(spools: list[Spool], arrived: list[Session], *paths: str) -> None:
+def send(spools: list[Records], arrived: list[Session], *paths: str) -> None:
     """What the deliverer does, all at once: send what waits, or these, and put it away."""
     for spool in spools:
         sent = {
@@ -86,7 +87,7 @@ def states(arrived: list[Session]) -> list[str]:
     return [session.state for session in arrived]
 
 
-def look(spools: list[Spool], arrived: list[Session]) -> None:
+def look(spools: list[Records], arrived: list[Session]) -> None:
     close_ended(spools, HERE, start_of)
     send(spools, arrived)
 
@@ -157,7 +158,7 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("steps", ORDERS.values(), ids=ORDERS)
-def test_each_session_gets_one_closed(steps: tuple[str, ...], spools: list[Spool]) -> None:
+def test_each_session_gets_one_closed(steps: tuple[str, ...], spools: list[Records]) -> None:
     arrived: list[Session] = []
     for step in steps:
         if step[0] in "OC":
@@ -203,13 +204,14 @@ def test_a_crash_between_any_two_steps_makes_no_second_closed(
     closed_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for steps in itertools.count():
-        spools = [Spool(str(tmp_path / f"{steps}"))]
+        spools = [Records(str(tmp_path / f"{steps}"))]
         stopping = StoppingOs(steps)
         arrived: list[Session] = []
         spools[0].accept(OPENED)
         spools[0].accept(CLOSED)
         with monkeypatch.context() as patch, contextlib.suppress(Crash):
-            patch.setattr(ledger, "os", stopping)
+            for module in (ledger, delivery_records):
+                patch.setattr(module, "os", stopping)
             send(spools, arrived, records(spools[0])[closed_first])
             send(spools, arrived)
         for _ in range(3):
@@ -222,7 +224,7 @@ def test_a_crash_between_any_two_steps_makes_no_second_closed(
             return
 
 
-def test_a_reboot_closes_every_session_that_was_open(spools: list[Spool]) -> None:
+def test_a_reboot_closes_every_session_that_was_open(spools: list[Records]) -> None:
     arrived: list[Session] = []
     for pid in (42, 43):
         spools[0].accept(record("open_session", pid, OTHER_BOOT))
@@ -234,7 +236,7 @@ def test_a_reboot_closes_every_session_that_was_open(spools: list[Spool]) -> Non
 
 @pytest.mark.parametrize("full", [1, 2])
 def test_a_closed_goes_where_there_is_room(
-    full: int, spools: list[Spool], monkeypatch: pytest.MonkeyPatch
+    full: int, spools: list[Records], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def accept(record: bytes) -> str:
         raise OSError(errno.ENOSPC, "full")
@@ -252,7 +254,7 @@ def test_a_closed_goes_where_there_is_room(
     assert states(arrived) == ["opened", "closed"]
 
 
-def test_a_session_of_another_machine_is_not_closed_as_this_one_s(spools: list[Spool]) -> None:
+def test_a_session_of_another_machine_is_not_closed_as_this_one_s(spools: list[Records]) -> None:
     """As an image of a machine has it that was made while somebody was logged in."""
     arrived: list[Session] = []
     spools[0].accept(record("open_session", boot=OTHER_BOOT, instance="i-builder"))
@@ -268,7 +270,7 @@ def test_a_session_of_another_machine_is_not_closed_as_this_one_s(spools: list[S
     assert ledger.names(spools[0]) == []
 
 
-def test_a_ledger_remembers_when_it_began(spools: list[Spool]) -> None:
+def test_a_ledger_remembers_when_it_began(spools: list[Records]) -> None:
     assert ledger.since(spools[0]) is None
     ledger.begin(spools[0])
     began = ledger.since(spools[0])
@@ -282,7 +284,7 @@ def test_a_ledger_remembers_when_it_began(spools: list[Spool]) -> None:
     "content", ["", "9" * 19], ids=["lost its bytes", "the clock was set back"]
 )
 def test_a_ledger_that_can_t_say_when_it_began_begins_anew(
-    content: str, spools: list[Spool]
+    content: str, spools: list[Records]
 ) -> None:
     ledger.begin(spools[0])
     Path(spools[0].path, OPEN, ".since").write_text(content)
@@ -292,7 +294,7 @@ def test_a_ledger_that_can_t_say_when_it_began_begins_anew(
 
 
 def test_each_time_that_an_upgrade_is_taken_back_1_1_can_move_the_ledger_away(
-    spools: list[Spool],
+    spools: list[Records],
 ) -> None:
     for _ in range(2):
         spools[0].accept(OPENED)
@@ -305,7 +307,7 @@ def test_each_time_that_an_upgrade_is_taken_back_1_1_can_move_the_ledger_away(
 
 
 def test_systemd_s_own_sessions_which_another_process_closes_are_left_alone(
-    spools: list[Spool],
+    spools: list[Records],
 ) -> None:
     arrived: list[Session] = []
     spools[0].accept(OPENED.replace(b"=sshd", b"=systemd-user"))

@@ -12,12 +12,11 @@ import pytest
 
 from tattle.delivery import ledger, look, witness
 from tattle.delivery.ledger import Machine
-from tattle.delivery.records import OPEN
+from tattle.delivery.records import OPEN, Records
 from tattle.delivery.witness import Clocks, LogindSession, opened_record, parse_session, unreported
 from tattle.event.fields import session_id
 from tattle.event.pamd import Stack
 from tattle.login.pam import is_whole, parse
-from tattle.login.spool import Spool
 from tattle.shell import check_witness
 
 BOOT = "6c2f1d9e-5f0e-4d3b-9a51-3d9f9d2f7a10"
@@ -196,7 +195,7 @@ def test_check_says_which_witness_there_is(
 def test_the_sessions_are_looked_at_once_a_minute_by_whoever_has_which_spools(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool, emergency = Spool(str(tmp_path / "spool")), Spool(str(tmp_path / "emergency"))
+    spool, emergency = Records(str(tmp_path / "spool")), Records(str(tmp_path / "emergency"))
     looks: list[object] = []
 
     monkeypatch.setattr(look, "report_unreported", lambda *_: looks.append(None))
@@ -214,7 +213,7 @@ def test_the_sessions_are_looked_at_once_a_minute_by_whoever_has_which_spools(
 def test_what_is_reported_already_is_not_reported_again(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool = Spool(str(tmp_path / "spool"))
+    spool = Records(str(tmp_path / "spool"))
     ledger.begin(spool)
     monkeypatch.setattr(witness, "logind_sessions", lambda: [session(began=time.monotonic() - 99)])
     monkeypatch.setattr(look, "start_of", lambda pid: "0")
@@ -242,7 +241,7 @@ def test_a_logind_that_does_not_answer_is_told_of(
     monkeypatch.setattr(look, "log", told.append)
     monkeypatch.setattr(witness, "LOGINCTL", "/bin/false")
     monkeypatch.setattr(witness, "LOGIND", str(tmp_path) if there else "/nowhere")
-    look.report_unreported([Spool(str(tmp_path / "spool"))], Machine(BOOT, ""))
+    look.report_unreported([Records(str(tmp_path / "spool"))], Machine(BOOT, ""))
     assert len(told) == there
 
 

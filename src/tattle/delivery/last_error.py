@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from typing import NamedTuple
 
-from tattle.delivery.records import LAST_ERROR, LAST_ERROR_NEW, Records
+from tattle.delivery.records import LAST_ERROR, Records
 from tattle.errors import TattleError
 from tattle.login.process import boot_id
 
@@ -27,10 +26,7 @@ def write(records: Records, error: TattleError, waiting: int, gave_up: bool, tri
     """Write it down; where that fails, the log has it all the same."""
     last = LastError(tried, str(error), error.advice, waiting, gave_up, boot_id().decode())
     with contextlib.suppress(OSError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with open(os.open(LAST_ERROR_NEW, flags, 0o600, dir_fd=records.fd), "w") as file:
-            json.dump(last._asdict(), file)
-        os.rename(LAST_ERROR_NEW, LAST_ERROR, src_dir_fd=records.fd, dst_dir_fd=records.fd)
+        records.write(LAST_ERROR, json.dumps(last._asdict()).encode())
 
 
 def read(records: Records) -> LastError | None:

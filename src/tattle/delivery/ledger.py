@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
-from tattle.delivery.records import ELSEWHERE, OPEN, new_record
+from tattle.delivery.records import ELSEWHERE, OPEN, Records, new_record
 from tattle.errors import TattleError, log
 from tattle.login.pam import Session, parse
-from tattle.login.spool import REJECTED, Spool, is_record
+from tattle.login.spool import REJECTED, is_record
 
 # Ids are below 2^22 (proc(5), pid_max); start times have 64 bits.
 SESSION_NAME = re.compile(r"([0-9A-Za-z-]{1,40})\.([0-9]{1,7})\.([0-9]{1,20})")
@@ -55,26 +55,18 @@ def session_name(session: Session) -> str | None:
     return name if SESSION_NAME.fullmatch(name) else None
 
 
-def begin(spool: Spool) -> None:
+def begin(spool: Records) -> None:
     """Begin a ledger, if there is none, or the clock has been set back since. Raises OSError."""
-    path = f"{OPEN}/{SINCE}"
     if (since(spool) or math.inf) <= time.time():
         return
     # 1.1 moves `open/` there if an upgrade is taken back: it must be able to do so again.
     _move(spool, f"{REJECTED}/{OPEN}", f"{REJECTED}/{OPEN}-{time.time_ns()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(OPEN, 0o700, dir_fd=spool.fd)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    file = os.open(f"{path}.new", flags, 0o600, dir_fd=spool.fd)
-    try:
-        os.write(file, b"%d" % time.time_ns())
-        os.fsync(file)
-    finally:
-        os.close(file)
-    os.rename(f"{path}.new", path, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
+    spool.write(f"{OPEN}/{SINCE}", b"%d" % time.time_ns())
 
 
-def since(spool: Spool) -> float | None:
+def since(spool: Records) -> float | None:
     """Return the seconds since the epoch at which this ledger began; None if there is none.
 
     A session that is older may have been reported by a tattle without a ledger.
@@ -85,7 +77,7 @@ def since(spool: Spool) -> float | None:
         return None
 
 
-def names(spool: Spool) -> list[str]:
+def names(spool: Records) -> list[str]:
     """Return the names of the sessions in a spool's ledger. Raises OSError."""
     try:
         found = os.listdir(_path(spool, OPEN))
@@ -94,7 +86,7 @@ def names(spool: Spool) -> list[str]:
     return [name for name in found if not name.startswith(".")]
 
 
-def put_away(spools: Sequence[Spool], spool: Spool, sent: Mapping[str, Session]) -> None:
+def put_away(spools: Sequence[Records], spool: Records, sent: Mapping[str, Session]) -> None:
     """Move a spool's records that EventBridge has to its ledger; durably.
 
     spools: all that have a ledger. Raises OSError. It may then be called again with the same
@@ -147,7 +139,7 @@ def closed_record(opened: bytes, now: int) -> bytes:
     return new_record(variables, session.context.get("TATTLE_BOOT", ""))
 
 
-def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) -> None:
+def close_ended(spools: Sequence[Records], machine: Machine, start_of: StartOf) -> None:
     """Accept a `closed` for each session that has ended without one.
 
     Sessions that are over and have their `closed` leave the ledger. Raises OSError.
@@ -171,7 +163,7 @@ def close_ended(spools: Sequence[Spool], machine: Machine, start_of: StartOf) ->
             _close(spools, spool, name, machine)
 
 
-def accept(spools: Sequence[Spool], record: bytes) -> None:
+def accept(spools: Sequence[Records], record: bytes) -> None:
     """Store a record in the first spool that takes it, and have it on disk. Raises OSError."""
     for spool in spools:
         try:
@@ -185,7 +177,7 @@ def accept(spools: Sequence[Spool], record: bytes) -> None:
     raise full
 
 
-def waiting_sessions(spools: Sequence[Spool]) -> set[tuple[str, str]]:
+def waiting_sessions(spools: Sequence[Records]) -> set[tuple[str, str]]:
     """Return name and state of the sessions whose records may yet be sent, rejected ones too.
 
     Raises OSError.
@@ -203,7 +195,7 @@ def waiting_sessions(spools: Sequence[Spool]) -> set[tuple[str, str]]:
     return found
 
 
-def _close(spools: Sequence[Spool], spool: Spool, name: str, machine: Machine) -> None:
+def _close(spools: Sequence[Records], spool: Records, name: str, machine: Machine) -> None:
     """Accept a session's `closed`, unless one was sent while we looked or it is not ours."""
     try:
         opened = spool.read(f"{OPEN}/{name}")
@@ -214,15 +206,13 @@ def _close(spools: Sequence[Spool], spool: Spool, name: str, machine: Machine) -
     if session.state != "opened" or (instance and not machine.instance):
         return
     if instance and instance != machine.instance:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(ELSEWHERE, 0o700, dir_fd=spool.fd)
-        _move(spool, f"{OPEN}/{name}", f"{ELSEWHERE}/{name}")
-        log(f"{spool.path}/{ELSEWHERE}/{name}: a session of {instance}, not of this machine")
+        if spool.move(f"{OPEN}/{name}", ELSEWHERE):
+            log(f"{spool.path}/{ELSEWHERE}/{name}: a session of {instance}, not of this machine")
         return
     accept(spools, closed_record(opened, time.time_ns()))
 
 
-def _state(spools: Sequence[Spool], name: str) -> str:
+def _state(spools: Sequence[Records], name: str) -> str:
     """Return the state of a session in the ledgers; "" if it is in none."""
     states = set()
     for spool in spools:
@@ -232,18 +222,18 @@ def _state(spools: Sequence[Spool], name: str) -> str:
     return min(states, default="")  # "closed", if a spool has it
 
 
-def _move(spool: Spool, old: str, new: str) -> None:
+def _move(spool: Records, old: str, new: str) -> None:
     """Move a file within a spool, if it is there. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):  # an earlier try did, and then failed
         os.rename(old, new, src_dir_fd=spool.fd, dst_dir_fd=spool.fd)
 
 
-def _unlink(spool: Spool, path: str) -> None:
+def _unlink(spool: Records, path: str) -> None:
     """Remove a file, if it is there. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path, dir_fd=spool.fd)
 
 
-def _path(spool: Spool, path: str) -> str:
+def _path(spool: Records, path: str) -> str:
     """Return a path that leads through the spool's descriptor: it can't be exchanged under us."""
     return f"/proc/self/fd/{spool.fd}/{path}"

@@ -16,16 +16,16 @@ from collections.abc import Iterator, Sequence
 
 from tattle.delivery import ledger, witness
 from tattle.delivery.ledger import CLOSED_BY_ANOTHER_PROCESS, LOOK_SECONDS, Machine
-from tattle.delivery.records import OPEN
+from tattle.delivery.records import OPEN, Records
 from tattle.errors import log
 from tattle.event.pamd import Stack
 from tattle.login import process
-from tattle.login.spool import PATH, Spool
+from tattle.login.spool import PATH
 
 LOOKED = f"{OPEN}/.looked"  # locked by who looks; modified at the last look
 
 
-def look(spools: Sequence[Spool]) -> None:
+def look(spools: Sequence[Records]) -> None:
     """Accept what no hook reported.
 
     At most once a minute, by whoever comes first. What can't be found out now, a later look finds:
@@ -46,7 +46,7 @@ def look(spools: Sequence[Spool]) -> None:
 
 
 @contextlib.contextmanager
-def claim_look(spool: Spool) -> Iterator[bool]:
+def claim_look(spool: Records) -> Iterator[bool]:
     """Lock out whoever else would look; give whether it is time to look. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     fd = os.open(LOOKED, flags, 0o600, dir_fd=spool.fd)
@@ -89,7 +89,7 @@ def start_of(pid: int) -> str | None:
     return None
 
 
-def report_unreported(spools: Sequence[Spool], machine: Machine) -> None:
+def report_unreported(spools: Sequence[Records], machine: Machine) -> None:
     """Accept an `opened` for each session that logind knows and nobody reported.
 
     Raises OSError.

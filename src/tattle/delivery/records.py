@@ -5,6 +5,7 @@ What is no record moves to `rejected/`, and is never fatal.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -13,9 +14,8 @@ from tattle.login.spool import PATH, REJECTED, STANDBY, TEMPORARY, Spool, is_rec
 
 DELIVERER = ".deliverer"  # who delivers, and its heartbeat: lock.py
 LAST_ERROR = ".fault"  # what keeps events back: last_error.py
-LAST_ERROR_NEW = ".fault.new"  # before it is complete
 WAKE = ".wake"  # somebody wants the deliverer to try again now
-OWN_FILES = (DELIVERER, STANDBY, LAST_ERROR, LAST_ERROR_NEW, WAKE)
+OWN_FILES = (DELIVERER, STANDBY, LAST_ERROR, f"{LAST_ERROR}.new", WAKE)
 ELSEWHERE = "elsewhere"  # records that were accepted on another machine
 OPEN = "open"  # sessions that are open: ledger.py
 OWN = (REJECTED, ELSEWHERE, OPEN, *OWN_FILES)
@@ -61,10 +61,9 @@ class Records(Spool):
     def remove(self, names: list[str]) -> None:
         """Remove files; durably, so that a power cut brings none back. Raises OSError."""
         for name in names:
-            try:
+            # Somebody may have removed it, or an earlier try that then failed.
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.fd)
-            except FileNotFoundError:
-                pass  # somebody removed it, or an earlier try did and then failed
         if names:
             os.fsync(self.fd)
 
@@ -82,16 +81,24 @@ class Records(Spool):
 
     def move(self, name: str, directory: str) -> bool:
         """Move a file to a directory of the spool's; False if it is gone. Raises OSError."""
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o700, dir_fd=self.fd)
-        except FileExistsError:
-            pass
+        new = f"{directory}/{os.path.basename(name)}"
         try:
-            os.rename(name, f"{directory}/{name}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.rename(name, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except FileNotFoundError:
             return False  # somebody was quicker
         os.fsync(self.fd)
         return True
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, whole and durably, in place of the one before. Raises OSError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with open(os.open(f"{name}.new", flags, 0o600, dir_fd=self.fd), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file)
+        os.rename(f"{name}.new", name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def _belongs(self, name: str) -> bool:
         if name in OWN:
