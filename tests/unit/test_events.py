@@ -48,6 +48,9 @@ class OneRecord:
         self.record = record
         self.rejected = ""
 
+    def spool_of(self, _: str) -> OneRecord:
+        return self
+
     def read(self, _: str) -> bytes:
         return self.record
 

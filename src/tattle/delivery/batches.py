@@ -139,23 +139,24 @@ class Sender:
     def _prepare(self, name: str, publisher: Publisher) -> Prepared | Outcome:
         """Return a record's session and entry; an outcome if that is no event, can't be read or
         must not be sent from here."""
+        spool = self.queue.spool_of(name)
         try:
-            session = session_of(self.queue.read(name))
+            session = session_of(spool.read(name))
             if self.queue.move_if_from_elsewhere(name, session, publisher.instance_id):
                 return Outcome()
             return Prepared(session, publisher.entry(session, trusts_sshd))
         except TattleError as error:
             if error.status not in (os.EX_DATAERR, os.EX_USAGE):
                 raise
-            self.queue.reject(name, str(error))
+            spool.reject(name, str(error))
         except OSError as error:
             if error.errno in NOT_A_RECORD:
-                self.queue.reject(name, str(error))
-            elif self.queue.holds(name):  # else somebody removed it
-                message = f"can't read {self.queue.path(name)}: {error.strerror}"
+                spool.reject(name, str(error))
+            elif spool.holds(name):  # else somebody removed it
+                message = f"can't read {spool.path}/{name}: {error.strerror}"
                 return Outcome(refusal=TattleError(message, os.EX_TEMPFAIL, "sudo tattle check"))
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
-            self.queue.reject(name, f"{type(error).__name__}: {error}")  # others must not wait
+            spool.reject(name, f"{type(error).__name__}: {error}")  # others must not wait
         return Outcome()
 
     def _publish(self, entries: Entries, publisher: Publisher) -> Iterator[Outcome]:
@@ -177,7 +178,8 @@ class Sender:
             if error.status != os.EX_DATAERR:
                 raise
             if len(entries) == 1:
-                self.queue.reject(next(iter(entries)), str(error))
+                (name,) = entries
+                self.queue.spool_of(name).reject(name, str(error))
             else:
                 for name, prepared in entries.items():  # one of them made the call fail
                     yield from self._publish({name: prepared}, publisher)
@@ -192,7 +194,7 @@ class Sender:
             if isinstance(refusal, Unanswered):
                 yield Outcome(unanswered=(name,), unanswered_error=refusal)
             elif refusal and refusal.status == os.EX_DATAERR:
-                self.queue.reject(name, str(refusal))
+                self.queue.spool_of(name).reject(name, str(refusal))
             elif refusal:
                 yield Outcome(refusal=refusal)
 

@@ -29,21 +29,9 @@ class Queue:
         self._spool_of = {**{name: self._spool_of[name] for name in self._confirmed}, **found}
         return sorted(found)
 
-    def read(self, name: str) -> bytes:
-        """Return a record. Raises OSError."""
-        return self._spool_of[name].read(name)
-
-    def holds(self, name: str) -> bool:
-        """Tell whether a record is still there."""
-        return self._spool_of[name].holds(name)
-
-    def path(self, name: str) -> str:
-        """Return a record's path."""
-        return f"{self._spool_of[name].path}/{name}"
-
-    def reject(self, name: str, reason: str) -> None:
-        """Put what can never be sent out of the way."""
-        self._spool_of[name].reject(name, reason)
+    def spool_of(self, name: str) -> Records:
+        """Return the spool that a record lies in."""
+        return self._spool_of[name]
 
     def move_if_from_elsewhere(self, name: str, session: Session, instance_id: str | None) -> bool:
         """Move a record to `elsewhere/` if another instance accepted it; tell whether one did.
