@@ -166,13 +166,7 @@ FAILURES = (
     ),
     Failure("IMDS at … answers … to …", 69, FAULTY, imds(fault=500, fault_path=IDENTITY_PATH)),
     Failure(
-        "IMDS at … with an identity document without …",
-        69,
-        FAULTY,
-        imds(document=identity_document(region=None)),
-    ),
-    Failure(
-        "IMDS at … with an identity document whose … is malformed",
+        "IMDS at … with an identity document without a valid …",
         69,
         FAULTY,
         imds(document=identity_document(accountId="12345")),

@@ -120,15 +120,15 @@ FAULTS = [
         )
     ),
     *(
-        document(f"identity document without {key}", **{key: missing})
+        document(f"identity document without a valid {key}", **{key: missing})
         for key in ("region", "accountId", "instanceId")
         for missing in (None, "")
     ),
-    document("identity document whose region is malformed", region=1),
-    document("identity document whose region is malformed", region="http://elsewhere/?"),
-    document("identity document whose region is malformed", region="us-" + "a" * 300),
+    document("identity document without a valid region", region=1),
+    document("identity document without a valid region", region="http://elsewhere/?"),
+    document("identity document without a valid region", region="us-" + "a" * 300),
     *(
-        document("identity document whose instanceId is malformed", instanceId=f"i-{more}")
+        document("identity document without a valid instanceId", instanceId=f"i-{more}")
         for more in ("a" * 300_000, "a" * 2_100, "mine", "²" * 8)
     ),
     Fault(77, "no credentials: .* answers 404 .*security-credentials", {"role": None}),
@@ -329,7 +329,7 @@ def test_an_identity_that_is_not_to_be_had_is_found_as_such(imds: Imds) -> None:
     imds.set(document=identity_document(region=None))
     (found,) = probed(lambda: check_aws.identity(Config()), "identity")
     assert (found.id, found.severity) == ("identity", "error")
-    assert "without region" in found.message
+    assert "without a valid region" in found.message
     (found,) = check_aws.identity(Config(resource="rack 7"))  # not on EC2
     assert (found.severity, found.message) == ("ok", "rack 7")
 

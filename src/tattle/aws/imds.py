@@ -21,7 +21,7 @@ from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
 from tattle.aws.http import ANSWER_BYTES, NoPortError, TooLongError, cause, pool_manager
 from tattle.errors import TattleError
-from tattle.event.identity import NEEDED, IdentityDocument, is_short, known
+from tattle.event.identity import LONGEST, NEEDED, IdentityDocument
 
 TIMEOUT_SECONDS = 1  # seconds for a connection, and for an answer
 ATTEMPTS = 3
@@ -95,16 +95,17 @@ class Imds:
             self._not_found("GET", IDENTITY)
         found = f"answers 200 to GET {_short(IDENTITY)} with"
         try:
-            document = json.loads(text)
-            missing = [name for name in NEEDED if not document.get(name)]
+            fields = json.loads(text).items()
         except (ValueError, AttributeError, RecursionError):
             self._fail(f"{found} no identity document", MALFORMED)
-        if missing:
-            self._fail(f"{found} an identity document without {', '.join(missing)}", MALFORMED)
+        # What looks like no field of EC2's is as if it weren't there.
+        ours = {
+            name: text for name, text in fields if isinstance(text, str) and len(text) <= LONGEST
+        }
         for name, form in NEEDED.items():
-            if not is_short(document[name]) or not re.fullmatch(form, document[name]):
-                self._fail(f"{found} an identity document whose {name} is malformed", MALFORMED)
-        return known(cast(IdentityDocument, document))
+            if not re.fullmatch(form, ours.get(name, "")):
+                self._fail(f"{found} an identity document without a valid {name}", MALFORMED)
+        return cast(IdentityDocument, ours)
 
     def name(self, path: str) -> str | None:
         """Return the partition or domain at a path, None if there is nothing."""

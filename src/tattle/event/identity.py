@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import TypedDict
 
 REGION = r"[a-z0-9]+(-[a-z0-9]+)+"  # a pattern: there will be other regions
 LONGEST = 64  # characters of a field
@@ -23,15 +23,3 @@ class IdentityDocument(TypedDict, total=False):
     imageId: str
     instanceType: str
     privateIp: str
-
-
-def known(document: IdentityDocument) -> IdentityDocument:
-    """Return the document without fields that look like none of EC2's, as if they weren't there."""
-    return cast(
-        IdentityDocument, {name: value for name, value in document.items() if is_short(value)}
-    )
-
-
-def is_short(value: object) -> bool:
-    """Tell whether a value is as long as a field's is at most."""
-    return isinstance(value, str) and len(value) <= LONGEST
