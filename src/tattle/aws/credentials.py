@@ -15,11 +15,13 @@ from botocore.session import Session as AwsSession
 from tattle import __version__
 from tattle.aws.errors import ROLE, configuring, translate_errors
 from tattle.aws.http import patch_botocore
-from tattle.aws.imds import ATTEMPTS, PARTITION, TIMEOUT_SECONDS, Imds, valid_in_header
+from tattle.aws.imds import PARTITION, Imds, valid_in_header
 from tattle.errors import TattleError
 from tattle.event.identity import IdentityDocument
 from tattle.trust import trusted
 
+# botocore's setting as it has it, but for the default, which is 1
+IMDS_ATTEMPTS = ("metadata_service_num_attempts", "AWS_METADATA_SERVICE_NUM_ATTEMPTS", 3, int)
 # Of the names of botocore's events, the service: to register the handlers of all takes 3 ms.
 SERVICES = ("", "events", "sts")
 # A profile's settings that name another source than the instance's role
@@ -30,26 +32,15 @@ def aws_session() -> tuple[AwsSession, Imds]:
     """Return a botocore session that speaks IMDSv2 only, and its IMDS. Raises TattleError."""
     patch_botocore()
     with translate_errors(), configuring():
-        session = AwsSession(
-            session_vars={
-                name: (name, "AWS_" + name.upper(), default, int)
-                for name, default in (
-                    ("metadata_service_timeout", TIMEOUT_SECONDS),
-                    ("metadata_service_num_attempts", ATTEMPTS),
-                )
-            },
-            include_builtin_handlers=False,
-        )
+        settings = {IMDS_ATTEMPTS[0]: IMDS_ATTEMPTS}
+        session = AwsSession(session_vars=settings, include_builtin_handlers=False)
         for name, handler, *_ in BUILTIN_HANDLERS:
             if f"{name}.".split(".")[1] in SERVICES:
                 session.register(name, handler)
         ca_bundle = session.get_config_variable("ca_bundle")
         if ca_bundle and not os.access(os.path.expanduser(ca_bundle), os.R_OK):
-            raise TattleError(
-                f"ca_bundle: can't read {ca_bundle}",
-                os.EX_CONFIG,
-                f"fix or remove it: ls -l {ca_bundle}",
-            )
+            advice = f"fix or remove it: ls -l {ca_bundle}"
+            raise TattleError(f"ca_bundle: can't read {ca_bundle}", os.EX_CONFIG, advice)
         if os.geteuid() == 0:
             require_trusted_aws_files(session)
         session.user_agent_name, session.user_agent_version = "tattle", __version__

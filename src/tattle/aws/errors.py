@@ -71,10 +71,8 @@ def translate_errors(imds: Imds | None = None, service: str = "EventBridge") -> 
     except NO_CREDENTIALS as error:
         raise no_credentials(error, imds) from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, ResponseParserError) as error:
-        if cause(error, NoPortError):
-            message = f"{service} can't be reached: no local port is free"
-            raise TattleError(message, os.EX_UNAVAILABLE, PORTS) from error
-        message = f"{service} can't be reached: {error}"
+        reason = "no local port is free" if cause(error, NoPortError) else error
+        message = f"{service} can't be reached: {reason}"
         raise TattleError(message, os.EX_UNAVAILABLE, unreachable(error)) from error
     except exceptions.BotoCoreError as error:
         raise TattleError(f"configuration: {error}", os.EX_CONFIG, FIX_FILES) from error
@@ -96,6 +94,8 @@ def no_credentials(error: exceptions.BotoCoreError, imds: Imds | None) -> Tattle
 
 def unreachable(error: BaseException | None) -> str:
     """Return what to do about a connection that could not be made."""
+    if cause(error, NoPortError):
+        return PORTS
     if cause(error, CertificateError):  # urllib3 compares the names itself
         return NAME_ADVICE
     unverified = cause(error, ssl.SSLCertVerificationError)

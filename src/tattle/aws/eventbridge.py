@@ -63,16 +63,15 @@ class Publisher:
         self.config, self.timeout = config, timeout
         self.aws, self.imds = aws_session()
         self.document = IdentityDocument() if config.resource else self.imds.identity()
-        self.region = config.region or self.document.get("region") or self._aws_region()
+        aws_region = self.aws.get_config_variable("region")
+        self.region: str = config.region or self.document.get("region") or aws_region
+        if not self.region:
+            advice = f"set `region` next to `resource` in {PATH}"
+            raise TattleError("no region", os.EX_CONFIG, advice)
         self.resource = config.resource or arn(self.aws, self.imds, self.document)
         self._tags: dict[str, str | None] = {}
         self._buses: dict[str, TattleError | None] = {}
         self._roots = self._amazon_roots()
-
-    @property
-    def instance_id(self) -> str | None:
-        """This instance's id; None where the configuration names the resource."""
-        return self.document.get("instanceId")
 
     @functools.cached_property
     def client(self) -> Any:
@@ -190,11 +189,11 @@ class Publisher:
         """
         try:
             (result,) = self.publish([entry])
-        except Unanswered:
-            raise
         except TattleError as error:
             again = error.status in (os.EX_UNAVAILABLE, os.EX_TEMPFAIL)
-            if not again or isinstance(error.__cause__, exceptions.NoCredentialsError):
+            if not again or isinstance(error, Unanswered):
+                raise
+            if isinstance(error.__cause__, exceptions.NoCredentialsError):
                 raise  # IMDS has been asked several times
             time.sleep(SECOND_TRY_SECONDS)
             (result,) = self.publish([entry])
@@ -207,14 +206,6 @@ class Publisher:
         if name not in self._tags:
             self._tags[name] = None if self.config.resource else self.imds.tag(name)
         return self._tags[name]
-
-    def _aws_region(self) -> str:
-        region = self.aws.get_config_variable("region")
-        if not region:
-            raise TattleError(
-                "no region", os.EX_CONFIG, f"set `region` next to `resource` in {PATH}"
-            )
-        return str(region)
 
     def _amazon_roots(self) -> str | None:
         """Return the file of Amazon's own authorities; None where others have been chosen."""

@@ -62,9 +62,6 @@ class Bounded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def fileno(self) -> int:
-        return self.raw.fileno()
-
     def readinto(self, buffer: Any) -> int | None:
         count: int | None = self.raw.readinto(buffer)
         self.left -= count or 0

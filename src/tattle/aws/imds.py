@@ -23,8 +23,6 @@ from tattle.aws.http import ANSWER_BYTES, NoPortError, TooLongError, cause, pool
 from tattle.errors import TattleError
 from tattle.event.identity import LONGEST, NEEDED, IdentityDocument
 
-TIMEOUT_SECONDS = 1  # seconds for a connection, and for an answer
-ATTEMPTS = 3
 ENDPOINTS = {"ipv4": "http://169.254.169.254/", "ipv6": "http://[fd00:ec2::254]/"}
 TOKEN = "latest/api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"

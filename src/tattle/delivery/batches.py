@@ -142,7 +142,8 @@ class Sender:
         spool = self.queue.spool_of(name)
         try:
             session = session_of(spool.read(name))
-            if self.queue.move_if_from_elsewhere(name, session, publisher.instance_id):
+            instance_id = publisher.document.get("instanceId")  # None where `resource` is set
+            if self.queue.move_if_from_elsewhere(name, session, instance_id):
                 return Outcome()
             return Prepared(session, publisher.entry(session, trusts_sshd))
         except TattleError as error:
