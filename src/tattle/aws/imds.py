@@ -15,7 +15,6 @@ from typing import NoReturn, cast
 from botocore.exceptions import InvalidIMDSEndpointError
 from botocore.session import Session
 from botocore.utils import is_valid_uri, resolve_imds_endpoint_mode
-from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 from urllib3.exceptions import TimeoutError as Urllib3Timeout
 
@@ -24,15 +23,16 @@ from tattle.errors import TattleError
 from tattle.event.identity import LONGEST, NEEDED, IdentityDocument
 
 ENDPOINTS = {"ipv4": "http://169.254.169.254/", "ipv6": "http://[fd00:ec2::254]/"}
-TOKEN = "latest/api/token"
+DISABLED = "AWS_EC2_METADATA_DISABLED"  # botocore's variable
+TOKEN = "api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TOKEN_SECONDS = 21600  # the most that IMDS gives
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
-IDENTITY = "latest/dynamic/instance-identity/document"
-TAG = "latest/meta-data/tags/instance/"
-PARTITION = "latest/meta-data/services/partition"
-DOMAIN = "latest/meta-data/services/domain"
-ROLES = "latest/meta-data/iam/security-credentials/"
+IDENTITY = "dynamic/instance-identity/document"
+TAG = "meta-data/tags/instance/"
+PARTITION = "meta-data/services/partition"
+DOMAIN = "meta-data/services/domain"
+ROLES = "meta-data/iam/security-credentials/"
 
 NO_ANSWER = "does not answer (not on EC2? hop limit too small for a container?)"
 NOT_ON_EC2 = "not on EC2: set `resource` and `region` in /etc/tattle.conf"
@@ -72,17 +72,15 @@ class Imds:
 
     def get(self, path: str) -> str | None:
         """Return the text at a path, None if there is nothing."""
-        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-            self._fail(
-                "is disabled by AWS_EC2_METADATA_DISABLED", "unset AWS_EC2_METADATA_DISABLED"
-            )
+        if os.environ.get(DISABLED, "").lower() == "true":
+            self._fail(f"is disabled by {DISABLED}", f"unset {DISABLED}")
         if not self._token:
             asked = {f"{TOKEN_HEADER}-ttl-seconds": str(TOKEN_SECONDS)}
             token = self._request("PUT", TOKEN, asked)
             if token is None:
-                self._not_found("PUT", TOKEN)
+                self._fail(f"answers 404 to PUT {TOKEN}", NOT_ON_EC2)
             if not valid_in_header(token):
-                self._fail(f"answers 200 to PUT {_short(TOKEN)} with no token", MALFORMED)
+                self._fail(f"answers 200 to PUT {TOKEN} with no token", MALFORMED)
             self._token = token
         return self._request("GET", path, {TOKEN_HEADER: self._token})
 
@@ -90,8 +88,8 @@ class Imds:
         """Return the instance's identity document."""
         text = self.get(IDENTITY)
         if text is None:
-            self._not_found("GET", IDENTITY)
-        found = f"answers 200 to GET {_short(IDENTITY)} with"
+            self._fail(f"answers 404 to GET {IDENTITY}", NOT_ON_EC2)
+        found = f"answers 200 to GET {IDENTITY} with"
         try:
             fields = json.loads(text).items()
         except (ValueError, AttributeError, RecursionError):
@@ -109,7 +107,7 @@ class Imds:
         """Return the partition or domain at a path, None if there is nothing."""
         text = self.get(path)
         if text is not None and not NAME.fullmatch(text):
-            self._fail(f"answers 200 to GET {_short(path)} with no name", MALFORMED)
+            self._fail(f"answers 200 to GET {path} with no name", MALFORMED)
         return text
 
     def tag(self, name: str) -> str | None:
@@ -121,17 +119,15 @@ class Imds:
         """Return until when the role's credentials are valid; the error says why there are none."""
         roles = self.get(ROLES)
         if roles is None:
-            self._not_found("GET", ROLES, ATTACH, os.EX_NOPERM)
+            self._fail(f"answers 404 to GET {ROLES}", ATTACH, os.EX_NOPERM)
         role = roles.split("\n")[0]
         try:
             answer = json.loads(self.get(ROLES + role) or "")
             code = str(answer.get("Code", "Success"))
             if code != "Success":
                 advice = TRUST if "AssumeRole" in code else REATTACH
-                reason = f"{code}: {answer.get('Message')}"
-                self._fail(
-                    f"gives no credentials for the role {role}: {reason}", advice, os.EX_NOPERM
-                )
+                reason = f"for the role {role}: {code}: {answer.get('Message')}"
+                self._fail(f"gives no credentials {reason}", advice, os.EX_NOPERM)
             if not all(valid_in_header(answer[part]) for part in CREDENTIALS):
                 raise ValueError
             expiration = datetime.datetime.strptime(answer["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
@@ -141,24 +137,22 @@ class Imds:
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> str | None:
         """Return the text of an answer, None if there is nothing: 404."""
-        answer, body = self._answer(method, path, headers)
-        if answer.status == 404:
+        status, body = self._answer(method, path, headers)
+        if status == 404:
             return None
-        if answer.status != 200:
+        if status != 200:
             self._token = ""  # if it has expired, the next one won't have
-            message, advice = f"answers {answer.status} to {method} {_short(path)}", MALFORMED
-            if answer.status == 429:
+            message, advice = f"answers {status} to {method} {path}", MALFORMED
+            if status == 429:
                 self._fail(f"{message}: asked too often", THROTTLED, os.EX_TEMPFAIL)
-            if answer.status == 403:
+            if status == 403:
                 message, advice = f"{message} (is the instance metadata service enabled?)", ENABLE
             self._fail(message, advice)
         return body.decode(errors="replace")
 
-    def _answer(
-        self, method: str, path: str, headers: dict[str, str]
-    ) -> tuple[BaseHTTPResponse, bytes]:
-        """Return answer and body, of the last attempt where those before failed."""
-        url = f"{self.url.rstrip('/')}/{path}"
+    def _answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Return status and body, of the last attempt where those before failed."""
+        url = f"{self.url.rstrip('/')}/latest/{path}"
         for left in reversed(range(self._attempts)):
             try:
                 # Not inflated: a body of one MB may be a thousand. None of IMDS's is compressed.
@@ -173,19 +167,14 @@ class Imds:
                 if cause(error, NoPortError):
                     self._fail("can't be reached: no local port is free", PORTS)
                 if cause(error, TooLongError):
-                    self._fail(f"answers {method} {_short(path)} without end", MALFORMED)
+                    self._fail(f"answers {method} {path} without end", MALFORMED)
                 # urllib3 calls a refused connection a time-out, too.
                 refused = isinstance(error, NewConnectionError)
                 if not left or (method == "PUT" and isinstance(error, ReadTimeoutError)):
                     if isinstance(error, Urllib3Timeout) and not refused:
                         self._fail(NO_ANSWER, HOP_LIMIT)
                     self._fail("can't be reached (not on EC2?)", ENABLE)
-        return answer, body
-
-    def _not_found(
-        self, method: str, path: str, advice: str = NOT_ON_EC2, status: int = os.EX_UNAVAILABLE
-    ) -> NoReturn:
-        self._fail(f"answers 404 to {method} {_short(path)}", advice, status)
+        return answer.status, body
 
     def _fail(self, problem: str, advice: str, status: int = os.EX_UNAVAILABLE) -> NoReturn:
         raise TattleError(f"IMDS at {self.url} {problem}", status, advice)
@@ -194,7 +183,3 @@ class Imds:
 def valid_in_header(text: object) -> bool:
     """Tell whether a part of credentials can be sent in a header."""
     return isinstance(text, str) and bool(text) and text.isascii() and text.isprintable()
-
-
-def _short(path: str) -> str:
-    return path.partition("/")[2]
