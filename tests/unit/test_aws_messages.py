@@ -31,7 +31,7 @@ from standins.imds import (
 from standins.server import Answer, Asked
 from tattle.aws import eventbridge as events
 from tattle.aws.credentials import aws_session
-from tattle.aws.errors import ASSUME, FIX_FILES, exit_status
+from tattle.aws.errors import ASSUME, FIX_FILES, meaning
 from tattle.aws.eventbridge import Publisher
 from tattle.errors import TattleError, Unanswered
 from tattle.event.config import Config
@@ -316,7 +316,7 @@ def test_fields_and_tags_that_look_like_none_of_ec2s_are_left_out(imds: Imds) ->
 
 
 def test_only_eventbridges_own_word_makes_a_request_too_large() -> None:
-    assert [exit_status(code, 413) for code in ("RequestEntityTooLarge", "413")] == [65, 69]
+    assert [meaning(code, 413)[0] for code in ("RequestEntityTooLarge", "413")] == [65, 69]
 
 
 def undated(text: str) -> str:

@@ -21,7 +21,7 @@ from tattle.event.config import PATH
 FINAL = ("MalformedDetail", "InvalidArgument", "RedactionFailure")
 NO_SUCH_BUS = "ResourceNotFoundException"  # DescribeEventBus says it, PutEvents does not
 TRY_LATER_CODES = ("Throttl", "TooManyRequests", "LimitExceeded", "Internal", "ServiceUnavailable")
-CONFIGURATION_CODES = (NO_SUCH_BUS, "NotAuthorizedForSource", "NotAuthorizedForDetailType")
+CONFIGURATION_CODES = ("NotAuthorizedForSource", "NotAuthorizedForDetailType")
 DATA_CODES = ("ValidationException", "SerializationException", "RequestEntityTooLarge", *FINAL)
 CLOCK_CODES = ("InvalidSignature", "SignatureDoesNotMatch", "RequestExpired", "ExpiredToken")
 NO_CREDENTIALS = (
@@ -40,6 +40,10 @@ ROLE = "iam-role"  # botocore's provider of the instance's role
 FROM_IMDS = (ROLE, "Ec2InstanceMetadata")  # the latter is a profile's credential_source
 FIX_FILES = "fix root's ~/.aws/config, or the variables it was started with"
 ASSUME = "the trust policy of the role in root's ~/.aws/config must name this instance's role"
+WAIT = "wait: it is tried again. If it lasts: https://health.aws.amazon.com/"
+ASK_FOR_MORE = "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
+CORRECT_BUS = f"correct `event-bus` in {PATH}; list them: aws events list-event-buses"
+SET_CLOCK = "set the clock: sudo chronyc makestep; else attach the instance profile again"
 CLOCK_ADVICE = "is the clock right? else whoever runs the endpoint must renew its certificate"
 CA_ADVICE = f"`ca-bundle` in {PATH} must name the authority that signed the certificate"
 NAME_ADVICE = f"`endpoint-url` in {PATH} must name the host that the certificate names"
@@ -65,9 +69,9 @@ def translate_errors(imds: Imds | None = None, service: str = "EventBridge") -> 
         http = error.response["ResponseMetadata"]["HTTPStatusCode"]
         code = details.get("Code", "")
         message = f"{service}: {code or http}: {redacted(details.get('Message'))}"
-        status = exit_status(code, http)
+        status, advice = meaning(code, http)
         assumed = service == "STS" and status == os.EX_NOPERM
-        raise TattleError(message, status, ASSUME if assumed else advice(code, http)) from error
+        raise TattleError(message, status, ASSUME if assumed else advice) from error
     except NO_CREDENTIALS as error:
         raise no_credentials(error, imds) from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, ResponseParserError) as error:
@@ -114,31 +118,23 @@ def redacted(message: str | None) -> str:
     return (message or "").split("\n")[0].partition("The Canonical String")[0][:300]
 
 
-def exit_status(code: str, http: int) -> int:
-    """Return the exit status for an error code of EventBridge or STS."""
-    if any(word in code for word in TRY_LATER_CODES) or http == 429 or http >= 500:
-        return os.EX_TEMPFAIL
-    if code.startswith(CONFIGURATION_CODES) or http == 404:
-        return os.EX_CONFIG
-    if http == 413 and not code.startswith(DATA_CODES):
-        return os.EX_UNAVAILABLE  # a proxy's: it says nothing about the event
-    return os.EX_DATAERR if code.startswith(DATA_CODES) else os.EX_NOPERM
-
-
-def advice(code: str, http: int) -> str:
-    """Return what to do about an error code of EventBridge or STS."""
-    if code.startswith(CLOCK_CODES):
-        return "set the clock: sudo chronyc makestep; else attach the instance profile again"
-    if code == NO_SUCH_BUS:
-        return f"correct `event-bus` in {PATH}; list them: aws events list-event-buses"
+def meaning(code: str, http: int) -> tuple[int, str]:
+    """Return exit status and advice for an error code of EventBridge or STS."""
     if "Throttl" in code or http == 429:
-        return "nothing: it is tried again. If it lasts, ask AWS for a higher PutEvents quota"
-    return {
-        os.EX_TEMPFAIL: "wait: it is tried again. If it lasts: https://health.aws.amazon.com/",
-        os.EX_CONFIG: f"look at `source`, `detail-type` and `endpoint-url` in {PATH}",
-        os.EX_UNAVAILABLE: "a proxy or a VPC endpoint? It must let 256 KB pass",
-        os.EX_DATAERR: f"{REPORT}, with the event's record",
-    }.get(exit_status(code, http), "the role must allow it: tattle recipe iam-policy.json")
+        return os.EX_TEMPFAIL, ASK_FOR_MORE
+    if any(word in code for word in TRY_LATER_CODES) or http >= 500:
+        return os.EX_TEMPFAIL, WAIT
+    if code == NO_SUCH_BUS:
+        return os.EX_CONFIG, CORRECT_BUS
+    if code.startswith(CONFIGURATION_CODES) or http == 404:
+        return os.EX_CONFIG, f"look at `source`, `detail-type` and `endpoint-url` in {PATH}"
+    if code.startswith(DATA_CODES):
+        return os.EX_DATAERR, f"{REPORT}, with the event's record"
+    if http == 413:  # a proxy's: it says nothing about the event
+        return os.EX_UNAVAILABLE, "a proxy or a VPC endpoint? It must let 256 KB pass"
+    if code.startswith(CLOCK_CODES):
+        return os.EX_NOPERM, SET_CLOCK
+    return os.EX_NOPERM, "the role must allow it: tattle recipe iam-policy.json"
 
 
 def refusal_of(result: dict[str, str], bus: str) -> TattleError | None:
@@ -149,7 +145,7 @@ def refusal_of(result: dict[str, str], bus: str) -> TattleError | None:
     message = (
         f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
     )
-    return TattleError(message, exit_status(code, 200), advice(code, 200))
+    return TattleError(message, *meaning(code, 200))
 
 
 def is_no_such_bus(error: TattleError) -> bool:
