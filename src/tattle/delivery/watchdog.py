@@ -126,8 +126,6 @@ def become_deliverer(
     """
     lock, watch = DelivererLock(records), Watch(records, DELIVERER)
     while standby.is_held():
-        if lock.acquire():
-            return lock
         if sleep_until_unlocked(records, STANDBY_BEAT_SECONDS):
             if lock.acquire():
                 return lock
