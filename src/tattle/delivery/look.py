@@ -77,15 +77,13 @@ def start_of(pid: int) -> str | None:
     try:
         state, *fields = process.stat_fields(pid)
         return "" if state in (b"Z", b"X") else fields[18].decode()
-    except (FileNotFoundError, ProcessLookupError):
+    except (OSError, ValueError, IndexError):
         try:
             os.kill(pid, 0)  # /proc may hide it: hidepid=, proc(5)
         except ProcessLookupError:
             return ""
         except OSError:
             pass
-    except (OSError, ValueError, IndexError):
-        pass
     return None
 
 

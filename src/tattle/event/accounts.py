@@ -30,28 +30,24 @@ class Accounts:
         return self._ask("-Gnz", user).split("\0")[:-1] or None
 
     def _ask(self, option: str, user: str) -> str:
-        if (option, user) in self._known:
-            return self._known[option, user]
-        if time.monotonic() < self._ask_from:
-            return ""
-        try:
-            output = subprocess.run(
-                [ID, option, "--", user],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                errors="backslashreplace",
-                env={},
-                timeout=ID_SECONDS,
-                check=True,
-            ).stdout
-        except subprocess.TimeoutExpired:
-            self._ask_from = time.monotonic() + SILENT_SECONDS
-            return ""
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return ""
-        self._known[option, user] = output
-        return output
+        """Return what id prints; nothing if it fails or does not answer."""
+        if (option, user) not in self._known and time.monotonic() >= self._ask_from:
+            try:
+                self._known[option, user] = subprocess.run(
+                    [ID, option, "--", user],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                    env={},
+                    timeout=ID_SECONDS,
+                    check=True,
+                ).stdout
+            except subprocess.TimeoutExpired:
+                self._ask_from = time.monotonic() + SILENT_SECONDS
+            except (OSError, ValueError, subprocess.SubprocessError):
+                pass
+        return self._known.get((option, user), "")
 
 
 ACCOUNTS = Accounts()

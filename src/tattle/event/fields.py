@@ -101,10 +101,9 @@ def of_key(session: Session, ask: Callable[[str], object]) -> object:
 
 def connection(session: Session) -> dict[str, object] | None:
     """Return both ends of the connection, from sshd's SSH_CONNECTION, ssh(1)."""
+    ends = session.context.get("TATTLE_UNVERIFIED_SSH_CONNECTION", "").split()
     try:
-        host, port, local_host, local_port = session.context[
-            "TATTLE_UNVERIFIED_SSH_CONNECTION"
-        ].split()
+        host, port, local_host, local_port = ends
         if "UNKNOWN" in (host, local_host):  # sshd's word for what is no IP: a socket of AF_UNIX
             return None
         return {
@@ -113,7 +112,7 @@ def connection(session: Session) -> dict[str, object] | None:
             "local_host": local_host,
             "local_port": int(local_port),
         }
-    except (KeyError, ValueError):
+    except ValueError:
         return None
 
 

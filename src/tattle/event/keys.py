@@ -50,7 +50,7 @@ def certificate(key: str) -> dict[str, str] | None:
 def keygen(option: str, key: str) -> str:
     """Return what ssh-keygen prints of a public key or certificate; nothing if it is none."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [KEYGEN, option, "-"],
             input=" ".join(key.split(" ")[:2]) + "\n",
             capture_output=True,
@@ -59,7 +59,6 @@ def keygen(option: str, key: str) -> str:
             env={},
             timeout=KEYGEN_SECONDS,
             check=True,
-        )
+        ).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         return ""
-    return done.stdout
