@@ -189,35 +189,30 @@ class Watch:
 
 def end_holder(records: Records, name: str) -> bool:
     """End who holds that lock, and log it; False if that is no deliverer of ours."""
-    found = holder(records, name)
+    stranger = _end(holder(records, name), DEAD_AFTER[name])
+    if stranger:
+        log(f"{stranger} holds the lock of {records.path}: events wait")
+    return not stranger
+
+
+def _end(found: Holder | None, seconds: float) -> str:
+    """End a deliverer that was silent for so long; return who it is instead if it is none."""
     if found is None or not found.is_alive():
-        return _log_unkillable("a process that is not this tattle", records)
+        return "a process that is not this tattle"
+    pid = found.pid
     if found.is_in_another_container():
-        return _log_unkillable(f"process {found.pid} of another container", records)
+        return f"process {pid} of another container"
     with contextlib.suppress(OSError):  # it has ended
-        process = os.pidfd_open(found.pid)
+        process = os.pidfd_open(pid)
         try:
-            # With the process held by its descriptor, the id can't become another's.
-            if found.is_alive():
-                return _end(found, process, records, name)
+            if not found.is_alive():  # held by its descriptor, the id can't become another's
+                return ""
+            command = read(f"/proc/{pid}/cmdline").split(b"\0")
+            if b"deliver" not in command or not SPOOLS & {*command}:  # it may hold both
+                return f"process {pid}, which is not tattle,"
+            log(f"no heartbeat from process {pid} for {seconds:.0f} s: ending it and taking over")
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], END_SECONDS)
         finally:
             os.close(process)
-    return True
-
-
-def _end(found: Holder, process: int, records: Records, name: str) -> bool:
-    """End the process if it is a deliverer; tell whether it is one."""
-    command = read(f"/proc/{found.pid}/cmdline").split(b"\0")
-    if b"deliver" not in command or not SPOOLS & {*command}:  # it may hold both
-        return _log_unkillable(f"process {found.pid}, which is not tattle,", records)
-    seconds = DEAD_AFTER[name]
-    log(f"no heartbeat from process {found.pid} for {seconds:.0f} s: ending it and taking over")
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    select.select([process], [], [], END_SECONDS)
-    return True
-
-
-def _log_unkillable(who: str, records: Records) -> bool:
-    """Log who holds a lock and can't be ended; return False."""
-    log(f"{who} holds the lock of {records.path}: events wait")
-    return False
+    return ""
