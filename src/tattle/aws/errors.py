@@ -142,9 +142,8 @@ def refusal_of(result: dict[str, str], bus: str) -> TattleError | None:
     code = result.get("ErrorCode")
     if not code:
         return None if result.get("EventId") else Unanswered("unexpected response")
-    message = (
-        f"{service_name(bus)} rejected the event: {code}: {redacted(result.get('ErrorMessage'))}"
-    )
+    reason = f"{code}: {redacted(result.get('ErrorMessage'))}"
+    message = f"{service_name(bus)} rejected the event: {reason}"
     return TattleError(message, *meaning(code, 200))
 
 

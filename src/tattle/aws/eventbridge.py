@@ -230,9 +230,8 @@ class Publisher:
 
     def _wants(self, variant: str) -> bool:
         ours = getattr(self.config, f"use_{variant}")
-        return bool(
-            self.aws.get_config_variable(f"use_{variant}_endpoint") if ours is None else ours
-        )
+        of_botocore = self.aws.get_config_variable(f"use_{variant}_endpoint")
+        return bool(of_botocore if ours is None else ours)
 
 
 def proxies(config: Config) -> dict[str, str] | None:

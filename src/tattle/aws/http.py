@@ -13,12 +13,7 @@ import random
 import socket
 from typing import Any, TypeVar
 
-from botocore.awsrequest import (
-    AWSHTTPConnection,
-    AWSHTTPConnectionPool,
-    AWSHTTPSConnection,
-    AWSHTTPSConnectionPool,
-)
+from botocore import awsrequest
 from urllib3 import PoolManager
 from urllib3.exceptions import NewConnectionError
 
@@ -103,11 +98,11 @@ class Connection:
         raise NoPortError(taken.conn, "no port is free") from taken
 
 
-class HttpConnection(Connection, AWSHTTPConnection):  # type: ignore[misc]
+class HttpConnection(Connection, awsrequest.AWSHTTPConnection):  # type: ignore[misc]
     """HTTP's."""
 
 
-class HttpsConnection(Connection, AWSHTTPSConnection):  # type: ignore[misc]
+class HttpsConnection(Connection, awsrequest.AWSHTTPSConnection):  # type: ignore[misc]
     """HTTPS's."""
 
 
@@ -131,15 +126,15 @@ def patch_botocore() -> None:
     ConnectionCls is where urllib3 wants it said. botocore offers no setting that would reach all:
     the clients of EventBridge and STS, and its own of IMDS, each make an HTTP session themselves.
     """
-    AWSHTTPConnectionPool.ConnectionCls = HttpConnection
-    AWSHTTPSConnectionPool.ConnectionCls = HttpsConnection
+    awsrequest.AWSHTTPConnectionPool.ConnectionCls = HttpConnection
+    awsrequest.AWSHTTPSConnectionPool.ConnectionCls = HttpsConnection
 
 
 def pool_manager(timeout: float) -> PoolManager:
     """Return an HTTP client that makes connections of ours, once patch_botocore() was called."""
     manager = PoolManager(timeout=timeout, retries=False)
     manager.pool_classes_by_scheme = {
-        "http": AWSHTTPConnectionPool,
-        "https": AWSHTTPSConnectionPool,
+        "http": awsrequest.AWSHTTPConnectionPool,
+        "https": awsrequest.AWSHTTPSConnectionPool,
     }
     return manager

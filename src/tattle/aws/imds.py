@@ -95,9 +95,7 @@ class Imds:
         except (ValueError, AttributeError, RecursionError):
             self._fail(f"{found} no identity document", MALFORMED)
         # What looks like no field of EC2's is as if it weren't there.
-        ours = {
-            name: text for name, text in fields if isinstance(text, str) and len(text) <= LONGEST
-        }
+        ours = {key: one for key, one in fields if isinstance(one, str) and len(one) <= LONGEST}
         for name, form in NEEDED.items():
             if not re.fullmatch(form, ours.get(name, "")):
                 self._fail(f"{found} an identity document without a valid {name}", MALFORMED)

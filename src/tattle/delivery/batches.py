@@ -186,9 +186,7 @@ class Sender:
                     yield from self._publish({name: prepared}, publisher)
             return
         refusals = {name: result.error for name, result in zip(entries, results)}
-        accepted = {
-            name: entries[name].session for name, refusal in refusals.items() if not refusal
-        }
+        accepted = {name: entries[name].session for name in entries if not refusals[name]}
         yield Outcome(delivered=len(accepted))
         self.queue.confirm(accepted)
         for name, refusal in refusals.items():

@@ -109,12 +109,9 @@ def context(untrusted: bytes, parent: int) -> bytes:
     (clock ticks since boot, proc(5)) and the boot id it names the session. What sshd said of the
     connection comes from where a user's own variables come from.
     """
+    of_sshd = [variable for variable in untrusted.split(b"\0") if variable.startswith(UNVERIFIED)]
     facts = [
-        b"TATTLE_UNVERIFIED_" + variable
-        for variable in untrusted.split(b"\0")
-        if variable.startswith(UNVERIFIED)
-    ]
-    facts += [
+        *(b"TATTLE_UNVERIFIED_" + variable for variable in of_sshd),
         b"TATTLE_TIME=%d" % time.time_ns(),
         b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         b"TATTLE_PARENT=%d" % parent,

@@ -30,15 +30,11 @@ def trusted_block(environ: bytes) -> bytes:
     names = [variable.partition(b"=")[0] for variable in block.split(b"\0")]
     ordered = names == [name for name in ITEMS if name in names]
     if not ordered or b"PAM_TYPE" not in names or b"\0PAM_USER=\0" in block:
-        raise usage_error(
-            f"refused: not an environment that pam_exec makes: {names!r}",
-            "in a shell: unset PAM_SERVICE",
-        )
+        message = f"refused: not an environment that pam_exec makes: {names!r}"
+        raise usage_error(message, "in a shell: unset PAM_SERVICE")
     if names[:2] != [*ITEMS[:2]] or not block.endswith(TYPES):
-        raise usage_error(
-            f"refused: neither open_session nor close_session: {block!r}",
-            "the PAM line must begin with `session`",
-        )
+        message = f"refused: neither open_session nor close_session: {block!r}"
+        raise usage_error(message, "the PAM line must begin with `session`")
     return block
 
 
@@ -53,13 +49,11 @@ class Session:
         kind = pam.get("PAM_TYPE", "")
         if kind not in STATES:
             found = f"PAM_TYPE is {kind[:40]!r}" if kind else "no PAM_TYPE"
-            raise usage_error(
-                f"{found}: expected open_session or close_session", "set PAM_TYPE=open_session"
-            )
+            message = f"{found}: expected open_session or close_session"
+            raise usage_error(message, "set PAM_TYPE=open_session")
         if not pam.get("PAM_USER"):
-            raise usage_error(
-                "no PAM_USER: whose session is it?", "set PAM_USER to the user's name"
-            )
+            message = "no PAM_USER: whose session is it?"
+            raise usage_error(message, "set PAM_USER to the user's name")
         self.state = STATES[kind]
         self.pam = pam
         self.context = context
