@@ -9,16 +9,8 @@ import posix
 import sys
 import time
 
+from tattle.login import process
 from tattle.login.pam import trusted_block
-from tattle.login.process import (
-    boot_id,
-    free_process,
-    lift_limits,
-    machine,
-    read,
-    reset_timer_slack,
-    start_time,
-)
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
@@ -76,7 +68,7 @@ def run(arguments: "list[str]") -> int:
     if posix.geteuid() == 0:
         posix.setresgid(0, 0, 0)  # su keeps the caller's real ids
         posix.setresuid(0, 0, 0)
-    environ = read("/proc/self/environ")
+    environ = process.read("/proc/self/environ")
     block = trusted_block(environ)
     record = block + context(environ[: -len(block)], application(block))
     seconds = seconds_to_wait(arguments) if arguments else 0.0
@@ -97,7 +89,7 @@ def application(block: bytes) -> int:
     end. Then it is this process, which will: so the ledger closes what was opened.
     """
     parent = posix.getppid()
-    if parent == 1 and not block.startswith(b"PAM_SERVICE=" + read("/proc/1/comm").strip()):
+    if parent == 1 and not block.startswith(b"PAM_SERVICE=" + process.read("/proc/1/comm").strip()):
         return posix.getpid()
     return parent
 
@@ -115,9 +107,9 @@ def context(untrusted: bytes, parent: int) -> bytes:
         b"TATTLE_TIME=%d" % time.time_ns(),
         b"TATTLE_UPTIME=%d" % time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         b"TATTLE_PARENT=%d" % parent,
-        b"TATTLE_PARENT_START=" + start_time(parent),
-        *machine(),
-        b"TATTLE_BOOT=" + boot_id(),  # the last one: pam.is_whole()
+        b"TATTLE_PARENT_START=" + process.start_time(parent),
+        *process.machine(),
+        b"TATTLE_BOOT=" + process.boot_id(),  # the last one: pam.is_whole()
     ]
     return b"\0".join(facts) + b"\0"
 
@@ -131,7 +123,7 @@ def store(record: bytes) -> "tuple[Spool, str]":
         spool = Spool()
         return spool, spool.accept(record)
     except Exception:
-        lift_limits()  # pam_limits may have set some for the user
+        process.lift_limits()  # pam_limits may have set some for the user
     messages = []
     for path in (PATH, EMERGENCY_PATH):
         try:
@@ -165,9 +157,9 @@ def start_deliverer(spool: Spool) -> None:
     user can stop it. Where a standby lives, none is started.
     """
     standby, start = spool.standby()
-    if standby and start_time(standby) == start:
+    if standby and process.start_time(standby) == start:
         return
-    free_process()
+    process.free_process()
     archive = sys.argv[0]
     posix.posix_spawn(
         archive,
@@ -212,7 +204,7 @@ def seconds_to_wait(arguments: "list[str]") -> float:
 def wait_for_delivery(spool: Spool, name: str, seconds: float) -> int:
     """Wait until EventBridge has the event or the time is up; return the exit status."""
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)  # accepted: a shutdown need not wait for this
-    reset_timer_slack()
+    process.reset_timer_slack()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not spool.holds(name):
