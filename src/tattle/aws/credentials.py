@@ -91,10 +91,8 @@ def find_credentials(session: AwsSession, imds: Imds) -> Credentials:
             # botocore does not validate what IMDS, or a profile's program or file, gives it.
             profile = session.get_scoped_config()
             provider = next((source for source in PROFILE_SOURCES if source in profile), ROLE)
-            reason = str(error) or type(error).__name__
-            raise exceptions.CredentialRetrievalError(
-                provider=provider, error_msg=reason
-            ) from error
+            why = str(error) or type(error).__name__
+            raise exceptions.CredentialRetrievalError(provider=provider, error_msg=why) from error
         if not all(map(valid_in_header, (parts.access_key, parts.token or "none"))):
             method = credentials.method
             raise exceptions.CredentialRetrievalError(provider=method, error_msg="not printable")

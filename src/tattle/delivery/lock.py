@@ -59,20 +59,20 @@ class FileLock:
         """Become the holder, unless somebody is. Raises OSError."""
         self.release()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        self.fd = os.open(self.name, flags, 0o600, dir_fd=self.records.fd)
+        fd = os.open(self.name, flags, 0o600, dir_fd=self.records.fd)
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self.fd)
-            self.fd = -1
+            os.close(fd)
             return False
-        if self.is_held():
-            os.ftruncate(self.fd, 0)
-            pid = os.getpid()
-            os.pwrite(self.fd, b"%d %s %s" % (pid, start_time(pid), pid_namespace().encode()), 0)
-            return True
-        self.release()
-        return False
+        self.fd = fd
+        if not self.is_held():
+            self.release()
+            return False
+        os.ftruncate(fd, 0)
+        pid = os.getpid()
+        os.pwrite(fd, b"%d %s %s" % (pid, start_time(pid), pid_namespace().encode()), 0)
+        return True
 
     def is_held(self) -> bool:
         """Tell whether the name still is the file that is locked."""

@@ -189,13 +189,11 @@ def seconds_to_wait(arguments: "list[str]") -> float:
     for argument in arguments:
         option, _, value = argument.partition("=")
         try:
-            if option != "--wait":
-                raise ValueError
-            seconds = float(value) if value else WAIT_SECONDS
-            if not 0 < seconds <= LONGEST_WAIT_SECONDS:
-                raise ValueError
-        except ValueError:  # a mistake in the PAM line must not cost the event
+            seconds = float(value or WAIT_SECONDS)
+        except ValueError:
             seconds = 0.0
+        if option != "--wait" or not 0 < seconds <= LONGEST_WAIT_SECONDS:
+            seconds = 0.0  # a mistake in the PAM line must not cost the event
             expected = f"expected --wait[=SECONDS], at most {LONGEST_WAIT_SECONDS:.0f}"
             log(f"ignored on the PAM line: {argument!r}, {expected}")
     return seconds
