@@ -472,7 +472,7 @@ class TestSpool:
         record = box.path(SPOOL) / name
         builders = record.read_bytes().replace(b"INSTANCE=i-abc123abc123", b"INSTANCE=i-0b0b0b")
         record.write_bytes(builders)
-        error = {"time": time.time(), "message": "no role", "advice": "", "waiting": 1, "boot": "b"}
+        error = {"time": time.time(), "message": "no role", "advice": "", "boot": "b"}
         (box.path(SPOOL) / ".fault").write_text(json.dumps(error))
         assert "delivery" not in faults(check(box))
         assert box.run([TATTLE, "flush"]).returncode == 0

@@ -243,7 +243,7 @@ def test_what_was_given_up_waits_for_the_next_event(
 ) -> None:
     records, now = Records(str(tmp_path / "spool")), time.time()
     (tmp_path / "spool" / f"{int((now + accepted) * 1e9):020d}-1").touch()
-    last_error.write(records, TattleError("EventBridge is away", 69), 1, True, now + noted)
+    last_error.write(records, TattleError("EventBridge is away", 69), True, now + noted)
     if woken:
         (tmp_path / "spool" / WAKE).touch()
     assert is_given_up(records) == given_up

@@ -17,14 +17,13 @@ class LastError(NamedTuple):
     time: float
     message: str
     advice: str
-    waiting: int
     gave_up: bool = False  # the deliverer, until the next login, logout or flush
     boot: str = ""  # the boot id: an image carries this file to other machines
 
 
-def write(records: Records, error: TattleError, waiting: int, gave_up: bool, tried: float) -> None:
+def write(records: Records, error: TattleError, gave_up: bool, tried: float) -> None:
     """Write it down; where that fails, the log has it all the same."""
-    last = LastError(tried, str(error), error.advice, waiting, gave_up, boot_id().decode())
+    last = LastError(tried, str(error), error.advice, gave_up, boot_id().decode())
     with contextlib.suppress(OSError):
         records.write(LAST_ERROR, json.dumps(last._asdict()).encode())
 

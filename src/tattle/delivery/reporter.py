@@ -35,9 +35,8 @@ class Reporter:
         if self.is_news(error):
             log(f"events wait in the spool: {error}")
         self._error = error
-        waiting = len(self.queue.names())
         for spool in self.queue.spools:
-            last_error.write(spool, error, waiting, gave_up, tried)
+            last_error.write(spool, error, gave_up, tried)
 
     def is_news(self, error: TattleError | None) -> bool:
         """Tell whether an error is another one than the last; numbers change with every try."""
