@@ -80,7 +80,7 @@ def take_turn(records: Records) -> int:
     lock = become_deliverer(records, standby, records.sync_new) if standby else None
     if not standby or not lock:
         return 0
-    lock.beat()
+    lock.file.beat()
     standby.release()
     return 0 if is_given_up(records) or deliver_until_empty(lock) else os.EX_TEMPFAIL
 

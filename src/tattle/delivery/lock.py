@@ -119,10 +119,6 @@ class DelivererLock:
             self.file.is_held() or self.file.acquire()
         )
 
-    def beat(self) -> None:
-        """Show a heartbeat."""
-        self.file.beat()
-
 
 def is_of_1_0(records: Records) -> bool:
     """Tell whether tattle 1.0 delivers: it locks the directory, and knows of no `.deliverer`."""

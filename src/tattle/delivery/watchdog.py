@@ -89,7 +89,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         for lock in self.locks:
-            lock.beat()
+            lock.file.beat()
 
     def _tick(self, _signal: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
