@@ -84,14 +84,14 @@ class Due:
 
     def names(self, waiting: list[str], now: float) -> list[str]:
         """Return those that are due, oldest first, of the sorted names that wait."""
-        if now < self._pause_end(waiting, now):
+        if now < self._pause_end(waiting):
             return []
         return [name for name in waiting if self._due(name) <= now]
 
     def seconds(self, waiting: list[str], now: float) -> float:
         """Return the seconds until one of them is due: math.inf if none ever is."""
         first = min(map(self._due, waiting), default=math.inf)
-        return max(first, self._pause_end(waiting, now)) - now
+        return max(first, self._pause_end(waiting)) - now
 
     def note(self, outcome: Outcome, waiting: list[str], now: float) -> None:
         """Note what became of an attempt to send some of those that waited when it began."""
@@ -117,7 +117,7 @@ class Due:
     def _due(self, name: str) -> float:
         return self._resend[name].due if name in self._resend else -math.inf
 
-    def _pause_end(self, waiting: list[str], now: float) -> float:
+    def _pause_end(self, waiting: list[str]) -> float:
         begin, end = self._pause
         woken = begin + RECORD_WAKES_AFTER
         newer = bool(waiting) and waiting[-1] > self._newest
