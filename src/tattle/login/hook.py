@@ -119,25 +119,21 @@ def store(record: bytes) -> "tuple[Spool, str]":
 
     Raises TattleError, which holds the record, if it can't be written anywhere.
     """
-    try:
-        spool = Spool()
-        return spool, spool.accept(record)
-    except Exception:
-        process.lift_limits()  # pam_limits may have set some for the user
-    messages = []
-    for path in (PATH, EMERGENCY_PATH):
+    messages = {}
+    for path in (PATH, PATH, EMERGENCY_PATH):
         try:
             spool = Spool(path)
             name = spool.accept(record if path == PATH else brief(record))
         except Exception as error:
-            messages.append(f"{path}: {error}")
+            messages[path] = f"{path}: {error}"
+            process.lift_limits()  # pam_limits may have set some for the user: once more without
         else:
-            if messages:
-                log(f"an event waits in {path}, which a reboot empties: {messages[0]}")
+            if path == EMERGENCY_PATH:
+                log(f"an event waits in {path}, which a reboot empties: {messages[PATH]}")
             return spool, name
     from tattle.errors import TattleError
 
-    message = f"an event is lost: {'; '.join(messages)}: {record!r}"
+    message = f"an event is lost: {'; '.join(messages.values())}: {record!r}"
     raise TattleError(message, posix.EX_CANTCREAT, "sudo tattle check")
 
 
