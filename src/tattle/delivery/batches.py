@@ -16,7 +16,7 @@ from tattle.delivery.due import Outcome
 from tattle.delivery.queue import Queue
 from tattle.delivery.watchdog import Heartbeat
 from tattle.errors import TattleError, Unanswered, defect
-from tattle.event.config import Config, load
+from tattle.event.config import load
 from tattle.event.pamd import trusts_sshd
 from tattle.login.pam import Session, is_whole, parse
 from tattle.unpack import unpack
@@ -55,7 +55,6 @@ class Sender:
         self.queue = queue
         self.heartbeat = heartbeat
         self.publisher: Publisher | None = None
-        self.config = Config()
 
     def send(self, names: list[str]) -> Outcome:
         """Send these records once, oldest first, and return what became of them.
@@ -105,11 +104,11 @@ class Sender:
     def _current_publisher(self) -> Publisher:
         """Return the publisher for the configuration as it is now. Raises TattleError."""
         config = load()
-        if self.publisher is None or config != self.config:
+        if self.publisher is None or config != self.publisher.config:
             unpack()
             from tattle.aws.eventbridge import Publisher
 
-            self.publisher, self.config = Publisher(config, TIMEOUT_SECONDS), config
+            self.publisher = Publisher(config, TIMEOUT_SECONDS)
         return self.publisher
 
     def batches(self, names: list[str], publisher: Publisher) -> Iterator[Batch | Outcome]:

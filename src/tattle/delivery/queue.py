@@ -54,8 +54,7 @@ class Queue:
         """
         error = self._put_away()
         unwritable = {self._spool_of[name] for name in self._confirmed}
-        left = [name for name in names if name not in self._confirmed]
-        return [name for name in left if self._spool_of[name] not in unwritable], error
+        return [name for name in names if self._spool_of[name] not in unwritable], error
 
     def confirm(self, sessions: dict[str, Session]) -> None:
         """Put away what EventBridge has: records by name, and what they tell of.
