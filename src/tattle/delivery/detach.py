@@ -10,7 +10,7 @@ import signal
 import sys
 
 import tattle
-from tattle.delivery.leave_cgroup import wait_until_left
+from tattle.delivery.leave_cgroup import LEAVING
 from tattle.errors import TattleError
 from tattle.login.hook import SIGNALS
 from tattle.login.process import lift_limits, write
@@ -38,7 +38,8 @@ def detach() -> None:
 
     What a container forbids is left as it is. Raises TattleError if that leaves too little.
     """
-    wait_until_left()
+    with LEAVING:  # until the thread has left the cgroup
+        pass
     write("/proc/self/oom_score_adj", b"0")
     with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()

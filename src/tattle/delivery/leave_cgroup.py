@@ -45,12 +45,6 @@ def leave() -> None:
         LEAVING.release()
 
 
-def wait_until_left() -> None:
-    """Wait for the thread."""
-    with LEAVING:
-        pass
-
-
 def end_within(seconds: float) -> None:
     """Have the kernel end this process after that many seconds; 0: no longer.
 
