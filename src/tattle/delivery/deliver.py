@@ -212,7 +212,7 @@ class Deliverer:
         gc.enable()  # start_leaving() has disabled it
         now = time.monotonic()
         due.note(outcome, waiting, now)
-        if self.reporter.is_news(outcome.error) and repair():
+        if outcome.error and self.reporter.is_news(outcome.error) and repair():
             begin_anew()
         gives_up = outcome.error is not None and due.gives_up(waiting, now)
         self.reporter.note_attempt(outcome, gives_up, tried, accepted_at(names[0]))

@@ -38,11 +38,9 @@ class Reporter:
         for spool in self.queue.spools:
             last_error.write(spool, error, gave_up, tried)
 
-    def is_news(self, error: TattleError | None) -> bool:
+    def is_news(self, error: TattleError) -> bool:
         """Tell whether an error is another one than the last; numbers change with every try."""
-        if error is None or self._error is None:
-            return error is not None
-        return without_digits(error) != without_digits(self._error)
+        return self._error is None or without_digits(error) != without_digits(self._error)
 
     def nothing_waits(self) -> None:
         """Forget the error, and log that events are delivered again."""
