@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from standins.eventbridge import EventBridge, Rejection
 from standins.imds import Imds
 from tattle.delivery import batches, deliver, last_error, ledger
 from tattle.delivery.batches import Sender
-from tattle.delivery.deliver import Deliverer, is_given_up
+from tattle.delivery.deliver import CALL_INTERVAL_SECONDS, Deliverer, is_given_up
 from tattle.delivery.due import GIVE_UP_AFTER, Due, Outcome
+from tattle.delivery.ledger import LOOK_SECONDS
 from tattle.delivery.lock import DelivererLock
 from tattle.delivery.queue import Queue
 from tattle.delivery.records import DELIVERER, ELSEWHERE, OPEN, WAKE, Records
@@ -37,6 +39,8 @@ class Clock:
     at: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     """What happens during the first sleep after so many seconds."""
     slept: list[float] = field(default_factory=list)
+    passed: float = 0.0
+    """Seconds that went by otherwise."""
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -44,10 +48,10 @@ class Clock:
             self.at.pop(0)[1]()
 
     def monotonic(self) -> float:
-        return time.monotonic() + sum(self.slept)
+        return time.monotonic() + sum(self.slept) + self.passed
 
     def time(self) -> float:
-        return time.time() + sum(self.slept)
+        return time.time() + sum(self.slept) + self.passed
 
 
 @dataclass
@@ -142,6 +146,39 @@ def test_steady_logins_become_batches_and_the_first_ones_do_not_wait_for_others(
     counts = [call.entry_count for call in eventbridge.calls()]
     assert counts[:3] == [1, 1, 1]
     assert len(counts) <= 35
+
+
+def keep_busy(in_process: InProcess, turns: int, records: int, seconds: float) -> None:
+    """Have so many records be accepted during each attempt, which takes so long; then one more."""
+    sender, numbers = in_process.deliverer.sender, iter(range(turns * records + 1))
+    send = sender.send
+
+    def send_slowly(names: list[str]) -> Outcome:
+        for number in itertools.islice(numbers, records):
+            in_process.put(number)
+        in_process.clock.passed += seconds
+        return send(names)
+
+    in_process.put(9999)
+    sender.send = send_slowly  # type: ignore[method-assign]
+
+
+def test_a_flood_of_full_calls_is_not_made_up_for_by_a_pause(
+    in_process: InProcess, eventbridge: EventBridge
+) -> None:
+    keep_busy(in_process, turns=60, records=10, seconds=0.01)
+    assert in_process.deliverer.run(linger=0)
+    assert len(users(eventbridge)) == 602
+    assert all(seconds <= CALL_INTERVAL_SECONDS for seconds in in_process.clock.slept)
+
+
+def test_a_flood_does_not_put_off_the_look_at_the_sessions(in_process: InProcess) -> None:
+    looks: list[float] = []
+    in_process.deliverer.look = lambda: looks.append(in_process.clock.passed)
+    keep_busy(in_process, turns=100, records=1, seconds=5.0)
+    assert in_process.deliverer.run(linger=0)
+    assert all(after - before < 3 * LOOK_SECONDS for before, after in zip([0.0, *looks], looks))
+    assert len(looks) > 3
 
 
 def test_an_error_is_logged_once_and_how_many_had_waited_for_it(

@@ -159,7 +159,7 @@ class Deliverer:
     """Sends what is due, until nothing is left. Raises no TattleError.
 
     sleep is given the most seconds to sleep, and returns sooner if something is accepted. look is
-    called once a minute, when nothing is due.
+    called once a minute, when nothing is due; every other minute, if something always is.
     """
 
     def __init__(
@@ -188,8 +188,9 @@ class Deliverer:
             too_soon = paced_until - CALLS_AHEAD * CALL_INTERVAL_SECONDS - now
             if 0 < len(names) < BATCH_SIZE and too_soon > 0:
                 time.sleep(too_soon)
-            elif names:
+            elif names and now < next_look + LOOK_SECONDS:  # a flood must not put it off for ever
                 paced_until = max(paced_until, now) + CALL_INTERVAL_SECONDS
+                paced_until = min(paced_until, now + (CALLS_AHEAD + 1) * CALL_INTERVAL_SECONDS)
                 if self.attempt(due, names, waiting):
                     return False
                 leaves_at = time.monotonic() + linger
