@@ -229,3 +229,24 @@ def test_an_event_waits_for_no_disk_either(instance: Instance) -> None:
     with instance.session() as session:
         result = session.hook(strace=["-e", "inject=fsync:delay_enter=10000000"])  # 10 s
     assert instance.eventbridge.wait_for(2, timeout=20)[-1].arrived - result.started < 10
+
+
+def test_a_disk_that_hangs_does_not_multiply_deliverers(instance: Instance) -> None:
+    """The standby lives, whatever its disk does: no hook starts another process, nor ends it."""
+    instance.hook()
+    instance.eventbridge.wait_for(1)
+    instance.kill_deliverers()
+    instance.eventbridge.set(fault="throttle")
+    slow = ["-e", "trace=fsync", "-e", "inject=fsync:delay_enter=1500000"]
+    with instance.session() as session:
+        session.hook(strace=slow)
+        instance.syslog.wait_for("events wait in the spool")
+        session.hook(strace=slow)
+        eventually(instance.standbys)
+        both = instance.deliverers() + instance.standbys()
+        for _ in range(20):
+            session.hook(strace=slow)
+            time.sleep(0.25)
+    left = instance.processes(f"{TATTLE} deliver")
+    assert [one.pid for one in left] == [one.pid for one in both]
+    assert instance.log_with("no heartbeat") == []

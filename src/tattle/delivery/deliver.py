@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> NoReturn:
     try:
         detach()
         records = Records(arguments[1])
-        syncing = sync_beside_us(records.path)
+        syncing = Syncing(records.path)
+        syncing.start()
         if is_shutting_down():
             status = 0
         else:
@@ -64,20 +65,20 @@ def main(arguments: list[str]) -> NoReturn:
                     repair()
                     unpack()
                     begin_anew(ALREADY_UNPACKED)
-            status = take_turn(records)
+            status = take_turn(records, syncing)
     except Exception as error:
         known = isinstance(error, (OSError, TattleError))
         log(f"events wait in the spool: {error if known else defect(error)}")
-    if syncing and syncing.is_alive():
-        syncing.join()
+    if syncing and syncing.thread.is_alive():
+        syncing.thread.join()
     os._exit(status)  # the standby delivers what has just been accepted
 
 
-def take_turn(records: Records) -> int:
+def take_turn(records: Records, syncing: Syncing) -> int:
     """Stand by, then deliver until nothing is left. Return the exit status."""
     standby = become_standby(records)
     end_within(0)  # from now on others watch
-    lock = become_deliverer(records, standby, records.sync_new) if standby else None
+    lock = become_deliverer(records, standby, syncing.start) if standby else None
     if not standby or not lock:
         return 0
     lock.file.beat()
@@ -85,24 +86,36 @@ def take_turn(records: Records) -> int:
     return 0 if is_given_up(records) or deliver_until_empty(lock) else os.EX_TEMPFAIL
 
 
-def sync_beside_us(path: str) -> threading.Thread:
-    """Have on disk what the hook has not, so that no login waits for a disk: nor does its event."""
+class Syncing:
+    """Has on disk what hooks have not, in a thread: no login, event or heartbeat waits for that."""
 
-    def sync() -> None:
+    def __init__(self, path: str) -> None:
+        self.records = Records(path)  # of its own: to list a directory moves its descriptor
+        self.thread = threading.Thread()
+        self._error = ""
+
+    def start(self) -> None:
+        """Begin with what was accepted since the last time, unless that goes on."""
+        if self.thread.is_alive():
+            return
+        self.thread = threading.Thread(target=self._sync)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the main thread
         try:
-            Records(path).sync_new()  # of its own: to list a directory moves its descriptor
-        except (OSError, TattleError) as error:
-            log(f"can't be sure that events are on disk: {error}")
+            self.thread.start()
+        except RuntimeError:  # a container that may hold no more threads
+            self.thread.run()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    thread = threading.Thread(target=sync)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they are for the main thread
-    try:
-        thread.start()
-    except RuntimeError:  # a container that may hold no more threads
-        thread.run()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return thread
+    def _sync(self) -> None:
+        error = ""
+        try:
+            self.records.sync_new()
+        except OSError as failed:
+            error = f"can't be sure that events are on disk: {failed}"
+        if error not in ("", self._error):
+            log(error)
+        self._error = error
 
 
 def is_shutting_down() -> bool:
