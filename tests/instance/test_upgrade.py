@@ -348,6 +348,31 @@ def test_a_damaged_build_costs_no_event_and_is_replaced(box: Instance, damage: s
     assert box.arrived() == {"one": 1, "two": 1}
 
 
+def test_a_build_that_can_deliver_but_not_look_at_the_sessions_is_replaced(box: Instance) -> None:
+    """It would deliver for ever, and what no hook reported stay unreported."""
+    looks = forget_repair(box) / "site-packages/tattle/delivery/look.pyc"
+    whole = looks.read_bytes()
+    cut(looks)
+    box.hook(user="one")
+    box.syslog.wait_for("look.pyc: unpacking again")
+    eventually(lambda: looks.exists() and looks.read_bytes() == whole)
+    eventually(lambda: box.path(f"{SPOOL}/open/.looked").exists())
+    assert len(box.log()) == 1
+    assert box.arrived() == {"one": 1}
+
+
+def test_a_standby_whose_build_is_gone_looks_at_the_sessions_all_the_same(box: Instance) -> None:
+    for user in ("one", "two"):
+        box.hook(user=user)
+        eventually(lambda: not box.records())
+    eventually(box.standbys)
+    shutil.rmtree(build(box))  # as an upgrade does
+    box.path(f"{SPOOL}/open/.looked").unlink()
+    box.kill(*box.deliverers())
+    eventually(lambda: box.path(f"{SPOOL}/open/.looked").exists())
+    assert box.log() == []
+
+
 def forget_repair(box: Instance) -> Path:
     """Have the build be one that has not been repaired in the last hour; its folder."""
     (build(box) / "repaired").unlink(missing_ok=True)

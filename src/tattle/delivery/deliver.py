@@ -163,9 +163,14 @@ def deliver_until_empty(lock: DelivererLock) -> bool:
 
 def look_at_sessions(queue: Queue) -> None:
     """Accept what no hook reported: look()."""
-    from tattle.delivery.look import look  # the first event need not wait for it
-
-    look(queue.ledgers())
+    try:
+        from tattle.delivery.look import look  # the first event need not wait for it
+    except Exception as error:  # the unpacked build is damaged, or an upgrade has removed it
+        if repair():
+            begin_anew()
+        log(f"can't look for sessions that were not reported: {error}")
+    else:
+        look(queue.ledgers())
 
 
 class Deliverer:
