@@ -14,10 +14,11 @@ CERTIFICATE = (  # the fields, ssh-keygen's names for them, and how they look
     ("serial", "Serial", "([0-9]+)"),
     ("ca", "Signing CA", rf"\S+ ({FINGERPRINT})( .*)?"),
 )
+KEYS = 32  # whose facts are kept: one may have 128 kB
 LONGEST_KEY_ID = 1000  # characters. A user's own authority may give one of 100 kB
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=KEYS)
 def fingerprint(key: str) -> str | None:
     """Return the SHA256 fingerprint of a public key or certificate `type base64`, if it is one.
 
@@ -27,7 +28,7 @@ def fingerprint(key: str) -> str | None:
     return printed[1] if printed else None
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=KEYS)
 def certificate(key: str) -> dict[str, str] | None:
     """Return key id, serial (which has 64 bits) and the authority's fingerprint of a certificate.
 
