@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import readme_blocks as readme
-from standins.instance import TATTLE, Instance
+from standins.instance import SPOOL, SYSTEM_PYTHON, TATTLE, Instance, Process
 from support import cgroup, eventually, find_pythons, need_root, repacked
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -152,20 +152,66 @@ def slow(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_a_su_opened_that_is_killed_before_its_hook_has_ended_is_closed(slow: Path) -> None:
+def hooks(box: Instance) -> list[Process]:
+    """The hooks that run, and not what they have started."""
+    return [one for one in box.processes(HOOKS_COMMAND) if "deliver" not in one.command]
+
+
+# Has a su that is killed leave its hook to this process: PR_SET_CHILD_SUBREAPER, prctl(2)
+ADOPTS = """
+import ctypes, subprocess, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+subprocess.run(["su", "ubuntu", "-c", "true"])
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("adopts", [False, True], ids=["by process 1", "by one of its caller's"])
+def test_what_a_su_opened_that_is_killed_before_its_hook_has_ended_is_closed(
+    slow: Path, adopts: bool
+) -> None:
     """As the kernel does it for memory. The hook is another process's child then."""
     need_root(*Instance.TOOLS)
+    command = [SYSTEM_PYTHON, "-c", ADOPTS] if adopts else ["su", "ubuntu", "-c", "true"]
     with Instance(slow) as box:
         box.write("/etc/pam.d/su", STACK + HOOK)
-        with box.popen(["su", "ubuntu", "-c", "true"], user="alice"):
-            eventually(lambda: box.processes(HOOKS_COMMAND))
-            (hook,) = box.processes(HOOKS_COMMAND)
-            box.run(["kill", "-KILL", str(hook.parent)], check=True)
-            eventually(lambda: [one.parent for one in box.processes(HOOKS_COMMAND)] == [1])
+        with box.popen(command, user="alice") as callers:
+            eventually(lambda: hooks(box))
+            (hook,) = hooks(box)
+            (su,) = (one for one in box.processes() if one.pid == hook.parent)
+            box.kill(su)
+            adopter = su.parent if adopts else 1
+            eventually(lambda: [one.parent for one in hooks(box)] == [adopter])
             box.write("/tmp/go", "")
-        box.eventbridge.wait_for(2)
+            box.eventbridge.wait_for(2)
+            assert not adopts or callers.poll() is None
+            callers.kill()
         sessions = [detail["session"] for detail in box.eventbridge.details()]
         assert sessions == ["opened", "closed"]
+
+
+def test_a_su_that_is_killed_while_it_closes_is_closed_by_the_ledger(slow: Path) -> None:
+    """Its hook does not know any longer whose session that is, and does not make another one up."""
+    need_root(*Instance.TOOLS)
+    with Instance(slow) as box:
+        box.write("/etc/tattle.conf", "[tattle]\nfields = session, session_id, duration\n")
+        box.write("/etc/pam.d/su", STACK + HOOK)
+        box.write("/tmp/go", "")
+        with box.popen(["su", "ubuntu", "-c", "read line"], user="alice", stdin=-1) as su:
+            box.eventbridge.wait_for(1)
+            eventually(lambda: [*box.path(f"{SPOOL}/open").glob("*.*.*")])
+            box.path("/tmp/go").unlink()
+            assert su.stdin
+            su.stdin.close()
+            eventually(lambda: hooks(box))
+            box.run(["kill", "-KILL", str(hooks(box)[0].parent)], check=True)
+            eventually(lambda: [one.parent for one in hooks(box)] == [1])
+            box.write("/tmp/go", "")
+        box.eventbridge.wait_for(2)
+        _, closed = box.eventbridge.details()
+        assert closed == {"session": "closed", "session_id": None, "duration": None}
+        (opened,) = box.path(f"{SPOOL}/open").glob("*.*.*")
+        assert b"PAM_TYPE=open_session" in opened.read_bytes()
 
 
 @pytest.mark.parametrize(("option", "can"), [("", True), ("seteuid", False)])
@@ -177,8 +223,8 @@ def test_the_caller_can_stop_a_hook_only_where_it_has_the_callers_real_uid(
     with Instance(slow) as box, box.locked():
         box.write("/etc/pam.d/su", STACK + HOOK.replace("exec.so", f"exec.so {option}"))
         with box.popen(["su", "ubuntu", "-c", "true"], user="alice") as su:
-            eventually(lambda: box.processes(HOOKS_COMMAND))
-            (hook,) = box.processes(HOOKS_COMMAND)
+            eventually(lambda: hooks(box))
+            (hook,) = hooks(box)
             done = box.run(["kill", f"-{signal}", str(hook.pid)], user="alice")
             assert (done.returncode == 0) == can, done
             box.run(["kill", "-CONT", str(hook.pid)])

@@ -10,7 +10,7 @@ import sys
 import time
 
 from tattle.login import process
-from tattle.login.pam import trusted_block
+from tattle.login.pam import TYPES, trusted_block
 from tattle.login.spool import EMERGENCY_PATH, PATH, REJECTED, Spool
 
 UNVERIFIED = (b"SSH_CONNECTION=", b"SSH_AUTH_INFO_0=")
@@ -85,12 +85,16 @@ def run(arguments: "list[str]") -> int:
 def application(block: bytes) -> int:
     """Return the id of the process that this session is: our parent, sshd's process for it, say.
 
-    If the kernel has killed that for its memory, process 1 is our parent by now, and would never
-    end. Then it is this process, which will: so the ledger closes what was opened.
+    If that was killed, by the kernel for its memory or by su's caller, process 1 is our parent by
+    now, or one of the caller's. Then a session that opens is this process, which will end, so that
+    the ledger closes it; and of one that closes nobody knows, 0: the ledger does.
     """
     parent = posix.getppid()
-    if parent == 1 and not block.startswith(b"PAM_SERVICE=" + process.read("/proc/1/comm").strip()):
-        return posix.getpid()
+    adopted = parent == 1 and not block.startswith(
+        b"PAM_SERVICE=" + process.read("/proc/1/comm").strip()
+    )
+    if adopted or not process.is_roots(parent):
+        return posix.getpid() if block.endswith(TYPES[0]) else 0
     return parent
 
 

@@ -43,6 +43,14 @@ def start_time(pid: int) -> bytes:
     return b"" if state in b"ZX" else fields[18]
 
 
+def is_roots(pid: int) -> bool:
+    """Tell whether a process runs as root, by its effective user: proc(5), status."""
+    try:
+        return read(f"/proc/{pid}/status").partition(b"\nUid:")[2].split()[1] == b"0"
+    except OSError:
+        return False  # it has ended
+
+
 def boot_id() -> bytes:
     """Return what names this run of the machine; nothing if that can't be read."""
     try:
