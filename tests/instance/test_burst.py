@@ -45,7 +45,7 @@ def test_three_hundred_events_at_once_arrive_once_each(instance: Instance) -> No
     calls = instance.eventbridge.calls()
     assert len(calls) <= MOST_CALLS
     seconds = calls[-1].arrived - calls[0].arrived
-    most = 1 + CALLS_AHEAD + seconds / CALL_INTERVAL + 1  # the first one arrives late: TLS
+    most = 1 + CALLS_AHEAD + seconds / CALL_INTERVAL + 3  # the first one arrives late: TLS
     assert sum(call.entry_count < 10 for call in calls) <= most
     assert instance.eventbridge.most_in_progress() == 1
     assert instance.log() == []
