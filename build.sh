@@ -155,9 +155,10 @@ run_tests() {
     # More processes than processors: most of the time they wait, for a time-out, a fault, a deliverer
     # that stays. Root's have a /var/cache each. Those of others would share ~/.cache/tattle, where
     # what one Python unpacks takes the place of another's.
-    if [[ $EUID == 0 ]]; then processes=$(($(nproc) * 3 / 2)); fi
-    # Each file's tests run in one process: they share an instance.
-    clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile "${arguments[@]}"
+    if [[ $EUID == 0 ]]; then processes=$(($(nproc) * 2)); fi
+    # Each file's tests run in one process: they share an instance. In the order of their names, since
+    # the long ones are in instance/.
+    clean .venv-test/bin/python -m pytest -n "$processes" --dist loadfile --no-loadscope-reorder "${arguments[@]}"
 }
 
 # uv as its lock has it, by version and hash, in $work, which goes when this ends.
