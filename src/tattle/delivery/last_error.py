@@ -25,7 +25,8 @@ def write(records: Records, error: TattleError, gave_up: bool, tried: float) -> 
     """Write it down; where that fails, the log has it all the same."""
     last = LastError(tried, str(error), error.advice, gave_up, boot_id().decode())
     with contextlib.suppress(OSError):
-        records.write(LAST_ERROR, json.dumps(last._asdict()).encode())
+        # Not durable: after a reboot it counts no longer.
+        records.write(LAST_ERROR, json.dumps(last._asdict()).encode(), durable=False)
 
 
 def read(records: Records) -> LastError | None:

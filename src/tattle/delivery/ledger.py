@@ -63,7 +63,7 @@ def begin(spool: Records) -> None:
     _move(spool, f"{REJECTED}/{OPEN}", f"{REJECTED}/{OPEN}-{time.time_ns()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(OPEN, 0o700, dir_fd=spool.fd)
-    spool.write(f"{OPEN}/{SINCE}", b"%d" % time.time_ns())
+    spool.write(f"{OPEN}/{SINCE}", b"%d" % time.time_ns(), durable=True)
 
 
 def since(spool: Records) -> float | None:

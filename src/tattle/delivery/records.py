@@ -91,13 +91,17 @@ class Records(Spool):
         os.fsync(self.fd)
         return True
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole and durably, in place of the one before. Raises OSError."""
+    def write(self, name: str, content: bytes, durable: bool) -> None:
+        """Write a file, whole, in place of the one before. Raises OSError.
+
+        durable: wait for the disk, so that a power cut leaves no name without the bytes.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with open(os.open(f"{name}.new", flags, 0o600, dir_fd=self.fd), "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file)
+            if durable:
+                file.flush()
+                os.fsync(file)
         os.rename(f"{name}.new", name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def _belongs(self, name: str) -> bool:
