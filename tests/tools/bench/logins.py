@@ -90,6 +90,8 @@ def disk() -> Iterator[Path]:
     """A directory on the disk that holds the checkout."""
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=ROOT) as folder:
         yield Path(folder)
+        for spool in Path(folder).iterdir():  # a deliverer that was killed may still end its write
+            shutil.rmtree(spool, ignore_errors=True)
 
 
 @contextmanager
